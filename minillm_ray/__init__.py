@@ -1,0 +1,1 @@
+"""MiniLLM distillation as a Ray rollout/learner system."""

@@ -1,0 +1,152 @@
+"""From a YAML file and `-s key=value` overrides to a checked RunConfig, or to one line for each mistake."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from minillm_ray.config.errors import InputError
+from minillm_ray.config.run import RunConfig
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:\w+)?")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in `path` with `section.key=value` overrides applied and its paths made absolute.
+
+    Raises InputError: no such file, not YAML, an unknown key (the nearest known one is named), a value out of range.
+    """
+    path = Path(path)
+    tree = _read_tree(path)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {line}" for line in _lines(error))) from None
+    return _with_absolute_paths(config, path.resolve().parent)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected a YAML configuration, such as those in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); expected a YAML configuration in UTF-8") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} holds {type(tree).__name__}; expected sections such as student: and teacher:")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in `tree`; a number in the key is an index into a list."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"-s {override}: expected section.key=value, as in -s learner.ranks=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"-s {override}: {text!r} is not a YAML value; quote it") from None
+    node: Any = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        node = _child(node, name, override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise InputError(f"-s {override}: {'.'.join(parents)} is {node!r}, which has no keys")
+
+
+def _child(node: Any, name: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, name, override)]
+    if isinstance(node, dict):
+        if node.get(name) is None:
+            node[name] = {}
+        return node[name]
+    raise InputError(f"-s {override}: {name} cannot be set inside {node!r}")
+
+
+def _index(node: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise InputError(f"-s {override}: {name!r} is not an entry of this list; expected 0 to {len(node) - 1}")
+    return int(name)
+
+
+def _lines(error: ValidationError) -> list[str]:
+    return [_line(list(item["loc"]), item) for item in error.errors(include_url=False)]
+
+
+def _line(location: list[int | str], item: Any) -> str:
+    # A phase is a union told apart by its kind, which pydantic puts into the location: phases, 0, sft, epochs.
+    if len(location) > 2 and location[0] == "phases":
+        location = [*location[:2], *location[3:]]
+    key = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1], item)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{key} is not a key.{hint} Keys here: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{key} is missing; it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    value = item["input"]
+    shown = "" if isinstance(value, dict | list) else f" is {value!r}"
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: list[int | str], item: Any) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    if location[:1] == ["phases"]:
+        kind = item["loc"][2]
+        for candidate in get_args(get_args(get_args(RunConfig.model_fields["phases"].annotation)[0])[0]):
+            if kind in get_args(candidate.model_fields["kind"].annotation):
+                model = candidate
+    else:
+        for name in location:
+            annotation = model.model_fields[str(name)].annotation
+            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            model = annotation
+    return list(model.model_fields)
+
+
+def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+    def data(source: str) -> str:
+        return source if source == "embedded" else _absolute(source, folder)
+
+    def model(source: str) -> str:
+        return source if source.startswith("embedded:") else _absolute(source, folder)
+
+    return config.model_copy(
+        update={
+            "run_dir": (folder / config.run_dir.expanduser()).resolve(),
+            "student": config.student.model_copy(update={"model": model(config.student.model)}),
+            "teacher": config.teacher.model_copy(update={"model": model(config.teacher.model)}),
+            "data": config.data.model_copy(
+                update={"train": data(config.data.train), "held_out": data(config.data.held_out)}
+            ),
+        }
+    )
+
+
+def _absolute(source: str, folder: Path) -> str:
+    """A path that exists beside the configuration, else a Hugging Face id as it is, else the absolute path."""
+    path = (folder / Path(source).expanduser()).resolve()
+    is_hub_id = _HUB_ID.fullmatch(source) and Path(source).suffix not in {".jsonl", ".json", ".parquet"}
+    return source if is_hub_id and not path.exists() else str(path)

@@ -1,0 +1,19 @@
+"""Section `weights`: how new student weights reach the rollout workers."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from minillm_ray.config.base import Section
+
+
+class WeightsSection(Section):
+    """Published after every round, pulled and checked by every rollout worker before the next."""
+
+    transport: Literal["object_store"] = "object_store"
+    """`object_store`: flat byte buffers in Ray's shared memory, read without a copy on every node that holds them."""
+    bucket_mb: int = Field(256, ge=1)
+    """Size of one buffer in MB. Smaller buckets lower the peak memory of publishing."""
+    max_mismatch_nats: float = Field(0.1, gt=0)
+    """Mean gap between the samplers' log-probabilities and the learner's at equal weights. Above it the run stops:
+    the samplers do not hold what was published. float32 stays below 1e-4, bfloat16 around 1e-2."""

@@ -1,0 +1,1 @@
+"""Models on disk and the engines that run them: the only room that imports vllm."""

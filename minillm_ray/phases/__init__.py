@@ -1,0 +1,1 @@
+"""Composition: which roles a phase needs, and what it leaves behind."""

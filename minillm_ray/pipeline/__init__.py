@@ -1,0 +1,1 @@
+"""The order of work between roles; it holds references only."""

@@ -1,0 +1,69 @@
+"""Every metric a run may write: its name once, with its meaning.
+
+A name is room/quantity_unit/statistic. The unit is left out where the quantity is a plain number. Logs are natural, in
+nats. "Of the step" means over all trained response tokens of one optimiser step, on all ranks.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_DECILES = {
+    f"objective/kl_nats_per_token/decile_{tenth}": (
+        f"Mean KL(q || p) over the tokens in tenth {tenth} of their response (0 is its beginning)"
+    )
+    for tenth in range(10)
+}
+
+_METRICS = {
+    # What is minimised, and how far its estimate can be trusted.
+    "objective/kl_nats_per_token/mean": "Exact reverse KL(q || p) at each token of the step, over the whole vocabulary",
+    "objective/loss/total": "The loss that was differentiated: single_step + long_term + the weighted text loss",
+    "objective/loss/single_step": "Its exact half: the KL at each token, weighted by w",
+    "objective/loss/long_term": "Its long-term half: the value of the surrogate whose gradient is used",
+    "objective/loss/text": "Language-modelling loss on plain text, before its coefficient",
+    "objective/entropy_nats_per_token/mean": "Entropy of q at the tokens of the step; a collapse shows here first",
+    "objective/ratio/mean": "omega = q / q_b of the sampled token",
+    "objective/ratio/max": "Largest omega of the step",
+    "objective/weight/mean": "w = q_b / m of the sampled token; 1 without teacher mixing",
+    "objective/clip_fraction/mean": "Share of tokens whose ratio was clipped",
+    "objective/effective_sample_size_fraction/mean": "(sum of weights)^2 / (number x sum of squares); 1 when all equal",
+    "objective/long_term_gradient_snr/probe": "Signal-to-noise ratio of the long-term gradient, from a separate probe",
+    **_DECILES,
+    # The optimiser step.
+    "learner/gradient_norm/global": "Norm of the whole gradient before clipping",
+    "learner/learning_rate/current": "Learning rate of the step",
+    "learner/step_seconds/total": "Forward, backward and optimiser of one step on the slowest rank",
+    "learner/sampler_mismatch_nats/mean": "|log q_b from the engine - log q_b from the learner| at the same weights",
+    "learner/sampler_mismatch_nats/max": "The same, largest of the step",
+    "learner/supervised_loss_nats_per_token/train": "Cross-entropy of the reference responses in an SFT step",
+    "learner/supervised_loss_nats_per_token/validation": "The same on the held-out pairs",
+    # Drawing responses.
+    "rollout/response_tokens/mean": "Response length, EOS included",
+    "rollout/truncated_fraction/mean": "Share of responses that ended at max_response_tokens instead of EOS",
+    "rollout/tokens_per_second/total": "Response tokens of the step over the time they took, all workers together",
+    "rollout/generate_seconds/total": "From the first prompt handed out to the last response of the step",
+    # Scoring.
+    "teacher/score_seconds/total": "Time that teachers spent on the step, summed over replicas",
+    "teacher/payload_bytes_per_token/mean": "What travels from teacher to learner for each response token",
+    # Weights.
+    "weights/publish_and_pull_seconds/total": "From a round's last update to the last replica's pull of the new version",
+    "weights/bytes/total": "Size of one published version",
+    # The whole.
+    "pipeline/step_seconds/total": "Wall time of a step, from its first prompt to its weights being pulled",
+    "pipeline/staleness_versions/max": "Versions between the oldest token of the step and the weights it trains",
+    "pipeline/prompts_trained/total": "Prompts trained since the phase began",
+    "data/prompts_cut/total": "Prompts of the data set that were longer than max_prompt_tokens and were cut",
+    # Held-out prompts.
+    "evaluation/reverse_kl_nats_per_token/mean": "KL(q || p) on the student's own responses to held-out prompts",
+    "evaluation/rouge_l_percent/mean": "Rouge-L F of the responses to held-out prompts against their references",
+    "evaluation/response_tokens/mean": "Length of the responses to held-out prompts",
+}
+
+METRICS: Mapping[str, str] = MappingProxyType(_METRICS)
+"""Declared metric name -> its meaning."""
+
+
+def require_declared(name: str) -> None:
+    """Raise KeyError if `name` is not a declared metric: a misspelt one must not start a series of its own."""
+    if name not in METRICS:
+        raise KeyError(f"metric {name!r} is not declared; add it with its meaning to telemetry/declarations.py")
