@@ -13,7 +13,7 @@ class ObjectiveSection(Section):
     preset: Literal["default", "paper", "official", "exact"] = "default"
     """`default`: expected later rewards, lowest variance. `paper`: its text. `official`: its authors' code.
     `exact`: unbiased for the sequence-level divergence, without length normalisation."""
-    alpha: float | None = Field(None, ge=0.0, le=1.0)
+    alpha: float | None = Field(None, ge=0.0, lt=1.0)
     """The teacher's share of the sampling mixture. 0 samples from the student alone."""
     gamma: float | None = Field(None, ge=0.0, le=1.0)
     """Discount per later token. 0 leaves the exact half alone: biased, far less variance."""
@@ -37,7 +37,7 @@ class ObjectiveSection(Section):
     """Importance weight of the long-term half."""
     clip_on: Literal["policy", "mixture", "none"] | None = None
     """Which ratio is clipped: q/q_b, q/m, or none."""
-    clip_eps: float | None = Field(None, gt=0.0)
+    clip_eps: float | None = Field(None, gt=0.0, lt=1.0)
     """Half-width of the clip interval."""
     loss_norm: Literal["tokens_global", "sequences", "tokens_microbatch"] | None = None
     """What the summed loss is divided by."""

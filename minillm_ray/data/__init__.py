@@ -3,7 +3,8 @@
     a file or an id -> rows -> Example -> Template -> token ids -> PromptSet | SupervisedSet
     plain text -> TextChunks          seed -> embedded examples and their tokenizer
 
-Importing this room is cheap: NumPy alone. Readers, tokenizers and transformers are imported where they are used.
+Importing this room is cheap: NumPy and the errors of `config`. Readers, tokenizers and transformers are imported
+where they are used.
 """
 
 from minillm_ray.data.batches import cut_batches, epoch_order

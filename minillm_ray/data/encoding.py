@@ -199,8 +199,11 @@ def _cut_field(
 
 
 def _token_starts(field: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Character positions where the field's tokens begin, ascending; every position if the tokenizer cannot say."""
+    """The character where each token of the field begins, ascending; every character if the tokenizer cannot say.
+
+    Tokens that share a character (bytes of one that has no token of its own) begin at the same place.
+    """
     if not field or not tokenizer.is_fast:
         return list(range(len(field)))
     encoded = tokenizer(field, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return sorted({0, *(start for start, _ in encoded["offset_mapping"])})
+    return [0, *sorted(start for start, _ in encoded["offset_mapping"][1:])]

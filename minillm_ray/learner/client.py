@@ -74,9 +74,7 @@ class DistillationGroup(LearnerGroup):
         self._all([manifest], "publishing weights")
         return manifest, buffers
 
-    def _dealt(
-        self, method: str, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]
-    ) -> list[ObjectRef]:
+    def _dealt(self, method: str, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> list[ObjectRef]:
         size = len(self._handles)
         return [
             getattr(handle, method).remote(

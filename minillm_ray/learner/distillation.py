@@ -63,9 +63,7 @@ class DistillationLearner:
         """One optimizer step on this rank's share of a minibatch. Every rank calls it, with an empty share too."""
         batches, tensors = self._micro_batches(scored)
         num_tokens = sum(len(batch.tokens) for batch in batches)
-        share = sum(
-            self._settings.normalizer_share(len(batch.tokens), len(batch.members)) for batch in batches
-        )
+        share = sum(self._settings.normalizer_share(len(batch.tokens), len(batch.members)) for batch in batches)
         normalizer = self.trainer.rank.sum([float(share)])[0]
         parts: list[dict[str, Reduction]] = []
         trained: dict[int, TrainedTrajectory] = {}

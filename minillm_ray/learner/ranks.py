@@ -32,9 +32,7 @@ class Rank:
         return tensor.tolist()
 
 
-def join_ranks(
-    index: int, size: int, address: str, *, device: str, timeout_seconds: float, always_group: bool
-) -> Rank:
+def join_ranks(index: int, size: int, address: str, *, device: str, timeout_seconds: float, always_group: bool) -> Rank:
     """Join the group whose rank 0 listens at `address` (host:port): gloo on CPU, nccl on GPU, one deadline for all.
 
     A single rank needs no group unless `always_group` (sharding for mixed precision does).

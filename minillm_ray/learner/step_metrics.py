@@ -33,7 +33,7 @@ def micro_batch_metrics(batch: MicroBatch, result: MiniLLMResult, sampler_logpro
     ).tolist()
     kl, entropy, ratio, ratio_max, weight, clipped, mismatch_sum, mismatch_max, single_step, long_term = numbers
     total_weight = result.weight * result.ratio
-    return {
+    statistics: dict[str, Reduction] = {
         "objective/kl_nats_per_token/mean": Mean(kl, num_tokens),
         "objective/entropy_nats_per_token/mean": Mean(entropy, num_tokens),
         "objective/ratio/mean": Mean(ratio, num_tokens),
@@ -47,7 +47,8 @@ def micro_batch_metrics(batch: MicroBatch, result: MiniLLMResult, sampler_logpro
         "learner/sampler_mismatch_nats/max": Max(mismatch_max),
         "_weight": Mean(float(total_weight.sum()), num_tokens),
         "_squared_weight": Mean(float(total_weight.square().sum()), num_tokens),
-    } | _deciles(batch, result.kl)
+    }
+    return statistics | _deciles(batch, result.kl)
 
 
 def combine_step(parts: Sequence[dict[str, Reduction]]) -> dict[str, Reduction]:
@@ -75,7 +76,5 @@ def _deciles(batch: MicroBatch, kl: Tensor) -> dict[str, Reduction]:
     sums = torch.zeros(_DECILES, dtype=kl.dtype, device=kl.device).index_add_(0, tenth, kl).tolist()
     counts = torch.bincount(tenth, minlength=_DECILES).tolist()
     return {
-        f"objective/kl_nats_per_token/decile_{k}": Mean(sums[k], float(counts[k]))
-        for k in range(_DECILES)
-        if counts[k]
+        f"objective/kl_nats_per_token/decile_{k}": Mean(sums[k], float(counts[k])) for k in range(_DECILES) if counts[k]
     }

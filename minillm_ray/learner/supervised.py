@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minillm_ray.data.sets import SupervisedSet
 from minillm_ray.learner.micro_batches import MicroBatch, collate, split_by_tokens
 from minillm_ray.learner.trainer import StepOutcome, StudentTrainer
-from minillm_ray.objective import Head
+from minillm_ray.objective import Head, text_loss
 
 
 class SupervisedLearner:
@@ -39,7 +38,9 @@ class SupervisedLearner:
 
         def loss(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
             nonlocal total
-            value = F.cross_entropy((hidden @ head.weight.T).float(), batch.tokens, reduction='sum') / num_tokens
+            value = text_loss(
+                hidden, head, batch.tokens, normalizer=num_tokens, logits_memory_mb=self._logits_memory_mb
+            ).loss
             total += float(value.detach())
             return value
 
@@ -55,7 +56,9 @@ class SupervisedLearner:
         total, num_tokens = 0.0, 0
 
         def loss(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
-            return F.cross_entropy((hidden @ head.weight.T).float(), batch.tokens, reduction='sum') / 1.0
+            return text_loss(
+                hidden, head, batch.tokens, normalizer=1.0, logits_memory_mb=self._logits_memory_mb
+            ).loss
 
         for number in range(int(rank.max([float(len(batches))])[0])):
             batch = batches[number] if number < len(batches) else None

@@ -98,7 +98,11 @@ def _loss(log_q: Tensor, log_p: Tensor, bounds: list[int], batch: Batch, *, forw
     weight, ratio = q_b / m, q / q_b
     before, through = _prefix_products(q.detach() / m, bounds)
     with torch.no_grad():
-        reward = _reward(kl, log_q_y, log_p_y, q_b, settings)
+        log_q_b = log_q_y if batch.recorded.sampler_logprob is None else batch.recorded.sampler_logprob
+        sampled = {"sampled": log_p_y - log_q_y, "sampled_frozen": log_p_y - log_q_b, "expected": -kl}
+        reward = sampled[settings.later_reward] / settings.reward_scale
+        if settings.reward_clip is not None:
+            reward = reward.clamp(-settings.reward_clip, settings.reward_clip)
         if settings.long_term_weight == "product":
             reward = reward * (before if settings.later_reward == "expected" else through)
         advantage = _whiten(_returns(reward, bounds, settings), bounds, settings)
@@ -157,12 +161,6 @@ def _prefix_products(ratio: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:
     starts = torch.tensor(bounds[:-1], device=ratio.device, dtype=torch.int64)
     before[starts] = 1.0
     return before, through
-
-
-def _reward(kl: Tensor, log_q_y: Tensor, log_p_y: Tensor, q_b: Tensor, settings: ObjectiveSettings) -> Tensor:
-    sampled = {"sampled": log_p_y - log_q_y, "sampled_frozen": log_p_y - q_b.log(), "expected": -kl}
-    reward = sampled[settings.later_reward] / settings.reward_scale
-    return reward if settings.reward_clip is None else reward.clamp(-settings.reward_clip, settings.reward_clip)
 
 
 def _returns(reward: Tensor, bounds: list[int], settings: ObjectiveSettings) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import ray
+from ray.exceptions import RayError
 
 from minillm_ray.config.errors import InputError
 from minillm_ray.config.placement import RolePlacement, plan_placement, require_capacity
@@ -59,11 +60,9 @@ def plan_and_check(config: RunConfig, *, cpus: float, gpus: float) -> ClusterFac
 
 def _connect(address: str) -> None:
     try:
-        ray.init(
-            address=address, namespace="minillm", log_to_driver=False, logging_level=logging.ERROR
-        )
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        ray.init(address=address, namespace="minillm", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError, RayError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"no Ray cluster answers at {address} ({reason}). Start one, correct ray.address or RAY_ADDRESS, or unset "
             f"both to run on this machine alone"

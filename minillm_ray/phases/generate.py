@@ -86,7 +86,9 @@ def generate(request: GenerateRequest) -> None:
         for example, trajectory in zip(examples, trajectories, strict=True)
     ]
     _write(rows, request.out)
-    print(f"{len(rows)} responses, {prompts.num_cut} of the prompts cut to {request.max_prompt_tokens} tokens, in {request.out}")
+    print(
+        f"{len(rows)} responses, {prompts.num_cut} of the prompts cut to {request.max_prompt_tokens} tokens, in {request.out}"
+    )
 
 
 def _device() -> str:

@@ -89,8 +89,9 @@ def prepare_inputs(config: RunConfig) -> Inputs:
     require_same_vocabulary(tokenizer, load_tokenizer(teacher))
     for role, model in (("student", student), ("teacher", teacher)):
         _require_room(role, model, len(tokenizer), config.data.max_prompt_tokens + config.rollout.max_response_tokens)
+    require_eos(tokenizer)
     need_output = any(isinstance(phase, SftPhase) for phase in config.phases)
-    return Inputs(
+    inputs = Inputs(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
@@ -100,6 +101,8 @@ def prepare_inputs(config: RunConfig) -> Inputs:
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=config.rollout.max_response_tokens,
     )
+    inputs.prompts(inputs.train[:1])  # a template that leaves no room for an instruction is refused here, not later
+    return inputs
 
 
 def _model(source: str, role: str, embedded: Path, seed: int) -> str:
@@ -109,7 +112,9 @@ def _model(source: str, role: str, embedded: Path, seed: int) -> str:
     if size not in ("teacher", "student"):
         raise InputError(f"{role}.model is {source}; expected embedded:teacher, embedded:student, a folder or an id")
     if not (embedded / "tokenizer").is_dir():
-        raise InputError(f"{role}.model is {source}, whose tokenizer is made from the embedded data; set data.train=embedded")
+        raise InputError(
+            f"{role}.model is {source}, whose tokenizer is made from the embedded data; set data.train=embedded"
+        )
     folder = embedded / size
     if not folder.is_dir():
         write_embedded_model(size, embedded / "tokenizer", folder, seed)  # type: ignore[arg-type]

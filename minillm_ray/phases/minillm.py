@@ -59,9 +59,7 @@ def objective_settings(config: RunConfig) -> ObjectiveSettings:
     return settings
 
 
-def run_minillm(
-    context: RunContext, phase: MiniLLMPhase, models: Models, *, name: str
-) -> tuple[Models, MiniLLMScores]:
+def run_minillm(context: RunContext, phase: MiniLLMPhase, models: Models, *, name: str) -> tuple[Models, MiniLLMScores]:
     """Distil the teacher into the student. Returns the pair with the trained student, and the table's rows."""
     config, inputs, cluster = context.config, context.inputs, context.cluster
     settings = objective_settings(config)
@@ -203,6 +201,4 @@ class _StepRecorder:
 
 
 def _counts(config: RunConfig) -> str:
-    return (
-        f"{config.rollout.replicas} rollout, {config.teacher.replicas} teacher and {config.learner.ranks} learner actors"
-    )
+    return f"{config.rollout.replicas} rollout, {config.teacher.replicas} teacher and {config.learner.ranks} learner actors"

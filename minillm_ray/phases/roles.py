@@ -14,7 +14,7 @@ from minillm_ray.config.placement import RolePlacement
 from minillm_ray.config.rollout import RolloutSection
 from minillm_ray.config.run import RunConfig
 from minillm_ray.config.teacher import TeacherSection
-from minillm_ray.engines.environment import engine_environment
+from minillm_ray.engines.environment import engine_environment, thread_environment
 from minillm_ray.engines.generation import EngineSettings
 from minillm_ray.learner.actor import DistillationActor, SupervisedActor
 from minillm_ray.learner.client import DistillationGroup, SupervisedGroup
@@ -74,11 +74,9 @@ def teacher_sampling_pool(
 def teacher_pool(config: RunConfig, cluster: ClusterFacts, inputs: Inputs, *, model: str) -> Iterator[TeacherPool]:
     """Teacher actors that score with `model`."""
     section, placement = config.teacher, cluster.plan["teacher"]
-    environment = engine_environment(
-        device=cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib
-    )
+    environment = engine_environment(device=cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib)
     handles = [
-        TeacherActor.options(**_options(placement, environment)).remote(
+        _remote(TeacherActor, placement, environment).remote(
             _engine_settings(config, cluster, inputs, model, section.dtype, section.tensor_parallel, number),
             log_file=_log_file(config, "teacher", number),
         )
@@ -104,7 +102,7 @@ def supervised_group(
     spec = _training_spec(config, cluster, inputs, phase, model=model, num_steps=num_steps)
     placement, size = cluster.plan["learner"], config.learner.ranks
     handles = [
-        SupervisedActor.options(**_options(placement, _threads(config))).remote(
+        _remote(SupervisedActor, placement, thread_environment(config.learner.cpus)).remote(
             spec, rank, size, _log_file(config, f"sft-{phase.model}", rank), train, validation
         )
         for rank in range(size)
@@ -129,7 +127,7 @@ def distillation_group(
     spec = _training_spec(config, cluster, inputs, phase, model=student, num_steps=phase.steps)
     placement, size = cluster.plan["learner"], config.learner.ranks
     handles = [
-        DistillationActor.options(**_options(placement, _threads(config))).remote(
+        _remote(DistillationActor, placement, thread_environment(config.learner.cpus)).remote(
             spec,
             rank,
             size,
@@ -160,7 +158,7 @@ def _samplers(
 ) -> Iterator[RolloutPool]:
     environment = engine_environment(device=cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib)
     handles = [
-        RolloutActor.options(**_options(replicas.placement, environment)).remote(
+        _remote(RolloutActor, replicas.placement, environment).remote(
             _engine_settings(config, cluster, inputs, model, replicas.dtype, replicas.tensor_parallel, number),
             prompts.train,
             prompts.held_out,
@@ -232,17 +230,14 @@ def _training_spec(
     )
 
 
-def _options(placement: RolePlacement, environment: dict[str, str]) -> dict[str, Any]:
+def _remote(actor: Any, placement: RolePlacement, environment: dict[str, str]) -> Any:
+    """The actor class with its resources and its environment; the hub's settings go with it to other nodes."""
     hub = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HOME") if name in os.environ}
-    return {
-        "num_cpus": placement.reserved_cpus,
-        "num_gpus": placement.gpus,
-        "runtime_env": {"env_vars": environment | hub},
-    }
-
-
-def _threads(config: RunConfig) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(config.learner.cpus), "TOKENIZERS_PARALLELISM": "false"}
+    return actor.options(
+        num_cpus=placement.reserved_cpus,
+        num_gpus=placement.gpus,
+        runtime_env={"env_vars": environment | hub},
+    )
 
 
 def _log_file(config: RunConfig, role: str, number: int) -> Path:

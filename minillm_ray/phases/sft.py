@@ -45,9 +45,7 @@ def run_sft(context: RunContext, phase: SftPhase, models: Models, *, name: str) 
         context.console.begin(name, total_steps=num_steps)
         best, step = float("inf"), 0
         for epoch in range(phase.epochs):
-            for rows in cut_batches(
-                epoch_order(len(train), epoch, config.seed), phase.batch_size, remainder="keep"
-            ):
+            for rows in cut_batches(epoch_order(len(train), epoch, config.seed), phase.batch_size, remainder="keep"):
                 start = time.monotonic()
                 loss, outcome = group.step(rows.tolist())
                 seconds = time.monotonic() - start

@@ -46,7 +46,7 @@ _METRICS = {
     "teacher/score_seconds/total": "Time that teachers spent on the step, summed over replicas",
     "teacher/payload_bytes_per_token/mean": "What travels from teacher to learner for each response token",
     # Weights.
-    "weights/publish_and_pull_seconds/total": "From a round's last update to the last replica's pull of the new version",
+    "weights/publish_and_pull_seconds/total": "From a round's last update to the last replica's pull of that version",
     "weights/bytes/total": "Size of one published version",
     # The whole.
     "pipeline/step_seconds/total": "Wall time of a step, from its first prompt to its weights being pulled",

