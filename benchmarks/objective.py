@@ -3,12 +3,12 @@
     python benchmarks/objective.py --threads 2
     python benchmarks/objective.py --case qwen --device cuda --dtype bfloat16
 
-One JSON line a case. `fused` is `minillm_loss` and its backward, `dense` is `minillm_loss_dense` and its backward, `floor`
-is the four products of an exact gradient on whole matrices: h_s W_s.T, h_t W_t.T, g W_s and g.T h_s. The three are timed in
-turn, round after round, in one process; seconds are the best and the median of the rounds. Peak memory is measured in a
-process of its own for each variant, after one small call that loads the libraries: on a CPU the kernel's high-water mark
-of resident memory (VmHWM, reset before the call), on a GPU the allocator's. `extra` is what the call added, less the
-gradients themselves.
+One JSON line a case. `fused` is `minillm_loss` and its backward, `dense` is `minillm_loss_dense` and its backward,
+`floor` is the four products of an exact gradient on whole matrices: h_s W_s.T, h_t W_t.T, g W_s and g.T h_s. They are
+timed in turn, round after round, in one process; seconds are the best and the median of the rounds. Peak memory is
+measured in a process of its own for each variant, after one small call that loads the libraries: on a CPU the kernel's
+high-water mark of resident memory (VmHWM, reset before the call), on a GPU the allocator's. `extra` is what the call
+added, less the gradients themselves.
 """
 
 import argparse
@@ -161,7 +161,8 @@ def status_bytes(field: str) -> int:
 
 def measured_in_child(name: str, case: str, options: argparse.Namespace) -> int:
     command = [sys.executable, __file__, "--case", case, "--memory-of", name, "--threads", str(options.threads)]
-    command += ["--device", options.device, "--dtype", options.dtype, "--logits-memory-mb", str(options.logits_memory_mb)]
+    command += ["--device", options.device, "--dtype", options.dtype]
+    command += ["--logits-memory-mb", str(options.logits_memory_mb)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -71,7 +71,7 @@ def walk(
 
 
 def _visit(space: Workspace, tile: Tile, stats: TokenStatistics) -> None:
-    """Raw logits become log q (student), q (scratch) and l = log q - log p (teacher); statistics are written."""
+    """Statistics of a tile are written; of its raw logits there is left q (scratch) and q l (teacher), l = log(q/p)."""
     log_q, log_p, probability = tile.student, tile.teacher, tile.scratch
     space.log_softmax_(tile)
     pick(log_q, tile.tokens, out=stats.student_logprob)
@@ -81,20 +81,18 @@ def _visit(space: Workspace, tile: Tile, stats: TokenStatistics) -> None:
         stats.forward_kl.copy_(torch.linalg.vecdot(probability, log_p) - torch.linalg.vecdot(probability, log_q))
     # The softmax of log q is q; its kernel is faster than exp on a CPU, and its rows sum to 1.
     torch.softmax(log_q, dim=-1, out=probability)
-    log_ratio = torch.sub(log_q, log_p, out=log_p)
-    stats.entropy.copy_(torch.linalg.vecdot(probability, log_q)).neg_()
-    stats.kl.copy_(torch.linalg.vecdot(probability, log_ratio))
+    weighted_ratio = torch.sub(log_q, log_p, out=log_p).mul_(probability)
+    torch.sum(weighted_ratio, dim=-1, out=stats.kl)
+    torch.sum(log_q.mul_(probability), dim=-1, out=stats.entropy).neg_()
 
 
 def _logit_gradient(tile: Tile, kl: Tensor, step: Tensor, slope: Tensor) -> None:
-    """q (step (l - KL) - slope) + slope [v = y], float [n, V], after `_visit`.
+    """q (step (l - KL) - slope) + slope [v = y], float [n, V] into `student`, from what `_visit` has left.
 
     step, slope  float [n]: c_t and b_t times d softmax argument / d raw logit over the normaliser.
     """
-    log_ratio = tile.teacher
-    offset = -(step * kl + slope)
-    torch.addcmul(offset.unsqueeze(1), log_ratio, step.unsqueeze(1), out=log_ratio)
-    torch.mul(tile.scratch, log_ratio, out=tile.student)
+    offset = tile.scratch.mul_(-(step * kl + slope).unsqueeze(1))
+    torch.addcmul(offset, tile.teacher, step.unsqueeze(1), out=tile.student)
     tile.student.scatter_add_(1, tile.tokens.unsqueeze(1), slope.unsqueeze(1))
     tile.finish_gradient()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from minillm_ray.engines.model_folder import save_model_folder
 from minillm_ray.learner.ranks import Rank
 from minillm_ray.learner.schedule import LearningRateSchedule
+from minillm_ray.learner.sharding import ComputeDtype, shard
 from minillm_ray.learner.student import Student
 from minillm_ray.learner.trainer import OptimizerSettings, StudentTrainer
 from minillm_ray.objective import Head
@@ -18,7 +19,7 @@ WORDS = ("<eos>", "a", "b", "c", "say")
 
 
 def tiny(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
-    """A random causal model of transformers: llama, gpt2, gemma2, granite, cohere or phi."""
+    """A random causal model of transformers, without dropout: llama, gpt2, gemma2, granite, cohere or phi."""
     import transformers
 
     sizes = {
@@ -32,7 +33,7 @@ def tiny(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
     names = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "llama": ("Llama", {}),
-        "gpt2": ("GPT2", {}),
+        "gpt2": ("GPT2", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
         "gemma2": ("Gemma2", {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}),
         "granite": ("Granite", {"logits_scaling": 4.0}),
         "cohere": ("Cohere", {"logit_scale": 0.25}),
@@ -44,7 +45,7 @@ def tiny(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
     config = getattr(transformers, f"{name}Config")(**(sizes | names | own | changes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             # Large enough for distributions that differ from token to token, biases and norms included.
             for parameter in model.parameters():
@@ -83,11 +84,19 @@ def make_trainer(
     weight_decay: float = 0.0,
     max_gradient_norm: float = 1.0,
     eps: float = 1e-4,
+    compute_dtype: ComputeDtype = "float32",
 ) -> StudentTrainer:
-    """A trainer around the model itself. A large eps keeps AdamW from magnifying rounding in tiny gradients."""
+    """A trainer around the model itself, sharded where the rank is in a group.
+
+    A large eps keeps AdamW from magnifying rounding in tiny gradients.
+    """
+    rank = rank or one_rank()
+    student = Student(model, vocabulary_size=vocabulary_size)
+    if rank.in_group:
+        shard(student, rank, compute_dtype=compute_dtype)
     return StudentTrainer(
-        Student(model, vocabulary_size=vocabulary_size),
-        rank or one_rank(),
+        student,
+        rank,
         optimizer=OptimizerSettings((0.9, 0.95), eps, weight_decay, max_gradient_norm),
         schedule=constant(learning_rate),
     )
