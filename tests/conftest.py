@@ -24,9 +24,9 @@ TESTS = Path(__file__).parent
 # Helper modules are imported by name: `scripted`, and `objective_bed` beside the tests of the objective.
 sys.path[:0] = [str(TESTS), str(TESTS / "unit" / "objective")]
 
-import pytest
-import yaml
-from hypothesis import settings
+import pytest  # noqa: E402
+import yaml  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # A shared machine may stall any example; and nothing is written into the checkout.
 settings.register_profile("shared machine", deadline=None, max_examples=60, database=None)

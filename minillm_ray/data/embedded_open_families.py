@@ -26,7 +26,18 @@ from minillm_ray.data.embedded_words import (
 
 _COUNTS = ("", "two", "three", "four", "five")
 _PLURALS = {"quality": "qualities"}
-_VERBS = ("sleeps", "runs", "hides", "waits", "jumps", "sings", "plays", "eats")
+_HABITS = {
+    "cat": ("sleeps", "hunts", "climbs", "plays"),
+    "dog": ("barks", "runs", "digs", "waits"),
+    "fox": ("hides", "hunts", "digs", "runs"),
+    "bear": ("eats", "sleeps", "fishes", "climbs"),
+    "frog": ("jumps", "swims", "sings", "hides"),
+    "duck": ("swims", "flies", "eats", "waits"),
+    "horse": ("runs", "jumps", "drinks", "rests"),
+    "owl": ("flies", "hunts", "watches", "sings"),
+    "mouse": ("hides", "eats", "climbs", "listens"),
+    "wolf": ("howls", "hunts", "watches", "rests"),
+}
 _NEAR = ("near", "behind", "by", "beyond")
 _MANNERS = ("all day", "alone", "every night", "with a friend", "for hours")
 _SEASONS = ("spring", "summer", "autumn", "winter")
@@ -54,8 +65,9 @@ def _list_members(draws: Random) -> Task:
 
 
 def _sentence(draws: Random) -> Task:
-    """A sentence in one of four shapes about an animal with a quality, perhaps at a place."""
-    subject = f"{pick(draws, ADJECTIVES)} {pick(draws, ANIMALS)}"
+    """A sentence in one of four shapes about what an animal of some quality does, perhaps at a place."""
+    animal = pick(draws, ANIMALS)
+    subject = f"{pick(draws, ADJECTIVES)} {animal}"
     wanted_place = pick(draws, PLACES) if draws.random() < 0.9 else None
     where = f" at the {wanted_place}" if wanted_place else ""
 
@@ -65,12 +77,12 @@ def _sentence(draws: Random) -> Task:
             draws, [Weighted(4, "plain"), Weighted(3, "place"), Weighted(2, "seen"), Weighted(1, "day")]
         )
         if shape == "plain":
-            return f"The {subject} {pick(draws, _VERBS)} {pick(draws, _NEAR)} the {place}."
+            return f"The {subject} {pick(draws, _HABITS[animal])} {pick(draws, _NEAR)} the {place}."
         if shape == "place":
-            return f"At the {place}, {with_article(subject)} {pick(draws, _VERBS)} {pick(draws, _MANNERS)}."
+            return f"At the {place}, {with_article(subject)} {pick(draws, _HABITS[animal])} {pick(draws, _MANNERS)}."
         if shape == "seen":
             return f"{pick(draws, NAMES)} sees {with_article(subject)} {pick(draws, _NEAR)} the {place} and smiles."
-        first, second = pick_distinct(draws, _VERBS, 2)
+        first, second = pick_distinct(draws, _HABITS[animal], 2)
         return f"Every day the {subject} {first} and {second} {pick(draws, _NEAR)} the {place}."
 
     return Task(f"Write a sentence about {with_article(subject)}{where}.", "", answer)

@@ -30,7 +30,6 @@ CATEGORIES = {
     "quality": ADJECTIVES,
     "name": NAMES,
 }
-NOUNS = (*ANIMALS, *FRUITS, *PLACES, *TOOLS)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from ray import ObjectRef
 
 from minillm_ray.data.sets import SupervisedSet
 from minillm_ray.engines.heads import load_head
-from minillm_ray.learner.distillation import DistillationLearner, Scored, StepReport
+from minillm_ray.learner.distillation import DistillationLearner, StepReport
 from minillm_ray.learner.process import RankProcess, TrainingSpec
 from minillm_ray.learner.ranks import Rank
+from minillm_ray.learner.scored_batch import Scored
 from minillm_ray.learner.supervised import SupervisedLearner
 from minillm_ray.learner.trainer import StepOutcome
 from minillm_ray.objective import ObjectiveSettings

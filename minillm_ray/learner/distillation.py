@@ -1,4 +1,4 @@
-"""MiniLLM's optimizer step: both gradients from one pass over the student's states and the teacher's.
+"""MiniLLM's optimizer step: both gradients from one pass over the student's states and the teacher's, and plain text.
 
 The student's log-probabilities are those of the current weights; the sampler's say only what the tokens were drawn
 with.
@@ -6,20 +6,21 @@ with.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minillm_ray.data.trajectory import HiddenPayload, Trajectory
-from minillm_ray.engines.hidden_payload import decode_hidden
-from minillm_ray.learner.micro_batches import MicroBatch, collate, split_by_tokens
+from minillm_ray.data.trajectory import Trajectory
+from minillm_ray.learner.bad_batch import write_bad_batch
+from minillm_ray.learner.micro_batches import MicroBatch
+from minillm_ray.learner.probe import signal_to_noise
+from minillm_ray.learner.scored_batch import Scored, ScoredBatch, scored_batch
 from minillm_ray.learner.step_metrics import combine_step, micro_batch_metrics
 from minillm_ray.learner.trainer import StepOutcome, StudentTrainer
-from minillm_ray.objective import Head, MiniLLMResult, ObjectiveSettings, minillm_loss
-from minillm_ray.telemetry.reductions import Mean, Reduction
-
-Scored = tuple[Trajectory, HiddenPayload]
+from minillm_ray.objective import Head, MiniLLMResult, ObjectiveSettings, minillm_loss, term_gradients, text_loss
+from minillm_ray.telemetry.reductions import Mean, Reduction, Sum
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class StepReport:
 
 
 class DistillationLearner:
-    """One rank of the learner: its share of each minibatch, the same step as all other ranks."""
+    """One rank of the learner: its share of each minibatch, the same step as all other ranks.
+
+    bad_batch_file: where a share goes whose gradient was not finite. probe_every: steps between two measurements of
+    the long-term gradient's signal-to-noise ratio; None for none.
+    """
 
     def __init__(
         self,
@@ -52,30 +57,51 @@ class DistillationLearner:
         settings: ObjectiveSettings,
         micro_batch_tokens: int,
         samples_per_step: int,
+        bad_batch_file: Path | None = None,
+        probe_every: int | None = None,
     ) -> None:
         self.trainer = trainer
         self._teacher_head = teacher_head
         self._settings = settings
         self._micro_batch_tokens = micro_batch_tokens
         self._samples_per_step = samples_per_step
+        self._bad_batch_file = bad_batch_file
+        self._probe_every = probe_every
 
-    def step(self, scored: Sequence[Scored]) -> StepReport:
-        """One optimizer step on this rank's share of a minibatch. Every rank calls it, with an empty share too."""
-        batches, tensors = self._micro_batches(scored)
-        num_tokens = sum(len(batch.tokens) for batch in batches)
-        share = sum(self._settings.normalizer_share(len(batch.tokens), len(batch.members)) for batch in batches)
-        normalizer = self.trainer.rank.sum([float(share)])[0]
+    def step(self, scored: Sequence[Scored], texts: Sequence[Scored] = ()) -> StepReport:
+        """One optimizer step on this rank's share of a minibatch and of plain text. Every rank calls it.
+
+        texts: chunks as trajectories of one prompt token; their payloads are read only where text_kd_ratio is above 0.
+        """
+        rank = self.trainer.rank
+        rollouts, text = self._on_device(scored), self._on_device(texts)
+        share = sum(
+            self._settings.normalizer_share(len(batch.tokens), len(batch.members)) for batch in rollouts.micro_batches
+        )
+        text_tokens = sum(len(batch.tokens) for batch in text.micro_batches)
+        normalizer, text_normalizer = rank.sum([float(share), float(text_tokens)])
         parts: list[dict[str, Reduction]] = []
         trained: dict[int, TrainedTrajectory] = {}
 
         def loss(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
-            result = self._objective(batch, hidden, head, tensors, normalizer)
-            parts.append(micro_batch_metrics(batch, result, _packed(batch, tensors.sampler_logprob)))
+            if not bool(hidden.isfinite().all()):
+                return hidden.sum() * float("nan")  # the trainer skips the step, on all ranks alike
+            if any(batch is other for other in text.micro_batches):
+                value = self._text_loss(batch, hidden, head, text, text_normalizer)
+                parts.append({"objective/loss/text": Sum(float(value.detach()))})
+                return value
+            result = self._objective(batch, hidden, head, rollouts, normalizer)
+            parts.append(micro_batch_metrics(batch, result, rollouts.sampler(batch)))
+            if self._is_probed and len(batch.members) > 1:
+                parts.append(self._probe(batch, hidden, head, rollouts))
             trained.update(_trained(batch, result, scored, self._samples_per_step))
             return result.loss
 
-        outcome = self.trainer.step(batches, loss)
+        outcome = self.trainer.step([*rollouts.micro_batches, *text.micro_batches], loss)
+        if not outcome.applied and self._bad_batch_file is not None:
+            write_bad_batch(self._bad_batch_file, [*scored, *texts])
         samples = tuple(trained[number] for number in sorted(trained))
+        num_tokens = sum(len(batch.tokens) for batch in rollouts.micro_batches)
         metrics = combine_step(parts) | {
             "rollout/response_tokens/mean": Mean(float(num_tokens), float(len(scored))),
             "rollout/truncated_fraction/mean": Mean(float(sum(t.truncated for t, _ in scored)), float(len(scored))),
@@ -85,65 +111,74 @@ class DistillationLearner:
     @torch.no_grad()
     def divergence(self, scored: Sequence[Scored]) -> Mean:
         """Exact reverse KL to the teacher over this rank's response tokens, nats. Nothing is trained."""
-        batches, tensors = self._micro_batches(scored)
+        rollouts = self._on_device(scored)
         total, num_tokens = 0.0, 0
 
         def loss(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
             nonlocal total, num_tokens
-            result = self._objective(batch, hidden, head, tensors, 1.0)
+            result = self._objective(batch, hidden, head, rollouts, 1.0)
             total += float(result.kl.sum())
             num_tokens += len(batch.tokens)
             return result.loss
 
+        batches = rollouts.micro_batches
         for number in range(int(self.trainer.rank.max([float(len(batches))])[0])):
             self.trainer.forward(batches[number] if number < len(batches) else None, loss)
         return Mean(total, float(num_tokens))
 
+    @property
+    def _is_probed(self) -> bool:
+        return self._probe_every is not None and self.trainer.num_steps % self._probe_every == 0
+
+    def _on_device(self, scored: Sequence[Scored]) -> ScoredBatch:
+        return scored_batch(scored, micro_batch_tokens=self._micro_batch_tokens, device=self.trainer.rank.device)
+
     def _objective(
-        self, batch: MicroBatch, hidden: Tensor, head: Head, tensors: "_TeacherAndSampler", normalizer: float
+        self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch, normalizer: float
     ) -> MiniLLMResult:
         return minillm_loss(
             hidden,
             head,
-            _packed(batch, tensors.hidden),
+            rollouts.teacher_hidden(batch),
             self._teacher_head,
             batch.tokens,
             batch.cu_seqlens,
-            _packed(batch, tensors.sampler_logprob),
-            None if tensors.behavior_logprob is None else _packed(batch, tensors.behavior_logprob),
+            rollouts.sampler(batch),
+            rollouts.behavior(batch),
             self._settings,
             normalizer=normalizer,
         )
 
-    def _micro_batches(self, scored: Sequence[Scored]) -> tuple[list[MicroBatch], "_TeacherAndSampler"]:
-        sequences = [trajectory.token_ids for trajectory, _ in scored]
-        prompt_lengths = [len(trajectory.prompt_ids) for trajectory, _ in scored]
-        device = self.trainer.rank.device
-        groups = split_by_tokens([len(sequence) for sequence in sequences], self._micro_batch_tokens)
-        batches = [collate(sequences, prompt_lengths, group).to(device) for group in groups]
-        mixed = bool(scored) and all(trajectory.behavior_logprob is not None for trajectory, _ in scored)
-        return batches, _TeacherAndSampler(
-            hidden=[decode_hidden(payload).to(device) for _, payload in scored],
-            sampler_logprob=[torch.tensor(trajectory.sampler_logprob, device=device) for trajectory, _ in scored],
-            behavior_logprob=(
-                [torch.tensor(trajectory.behavior_logprob, device=device) for trajectory, _ in scored]
-                if mixed
-                else None
-            ),
+    def _text_loss(
+        self, batch: MicroBatch, hidden: Tensor, head: Head, text: ScoredBatch, normalizer: float
+    ) -> Tensor:
+        with_teacher = self._settings.text_kd_ratio > 0
+        return text_loss(
+            hidden,
+            head,
+            batch.tokens,
+            teacher_hidden=text.teacher_hidden(batch) if with_teacher else None,
+            teacher_head=self._teacher_head if with_teacher else None,
+            kd_ratio=self._settings.text_kd_ratio,
+            coef=self._settings.lm_coef,
+            normalizer=normalizer,
+            logits_memory_mb=self._settings.logits_memory_mb,
+        ).loss
+
+    def _probe(self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch) -> dict[str, Reduction]:
+        gradients = term_gradients(
+            hidden.detach(),
+            head,
+            rollouts.teacher_hidden(batch),
+            self._teacher_head,
+            batch.tokens,
+            batch.cu_seqlens,
+            rollouts.sampler(batch),
+            rollouts.behavior(batch),
+            self._settings,
         )
-
-
-@dataclass(frozen=True)
-class _TeacherAndSampler:
-    """What came with each trajectory, by its number in the share: [n, d_t] and [n]."""
-
-    hidden: list[Tensor]
-    sampler_logprob: list[Tensor]
-    behavior_logprob: list[Tensor] | None
-
-
-def _packed(batch: MicroBatch, items: Sequence[Tensor]) -> Tensor:
-    return torch.cat([items[member] for member in batch.members])
+        ratio = signal_to_noise(gradients.long_term, batch.cu_seqlens)
+        return {"objective/long_term_gradient_snr/probe": Mean(ratio, 1.0)} if ratio == ratio else {}
 
 
 def _trained(

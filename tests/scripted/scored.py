@@ -85,9 +85,7 @@ def make_learner(
 
 def supervised_set(sequences: list[tuple[Tensor, int]]) -> SupervisedSet:
     token_ids, offsets = lay_end_to_end([token_ids.numpy().astype(np.int32) for token_ids, _ in sequences])
-    return SupervisedSet(
-        token_ids, offsets, np.array([prompt for _, prompt in sequences], dtype=np.int32), 0, 0, 0, ""
-    )
+    return SupervisedSet(token_ids, offsets, np.array([prompt for _, prompt in sequences], dtype=np.int32), 0, 0, 0, "")
 
 
 @torch.no_grad()

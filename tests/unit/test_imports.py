@@ -149,8 +149,7 @@ def test_the_walk_sees_imports_in_functions_and_under_type_checking() -> None:
     """The parser above finds what it is trusted to find, and knows what is late."""
     source = "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    if x:\n        from c.d import e\n"
     found = [
-        (ast.unparse(node), late)
-        for node, late in _statements(ast.parse(source + "if y:\n    import g\n"), late=False)
+        (ast.unparse(node), late) for node, late in _statements(ast.parse(source + "if y:\n    import g\n"), late=False)
     ]
     assert found == [("import a", False), ("import b", True), ("from c.d import e", True), ("import g", False)]
 

@@ -26,9 +26,7 @@ pytestmark = pytest.mark.usefixtures("own_process_state")
 
 def tree_of(folder: Path) -> dict[str, bytes | None]:
     """Everything below the folder, with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
@@ -184,9 +182,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(refused: Refused, run_folde
     require(refused("train", path), "has no EOS token", "Set eos_token in its tokenizer_config.json")
 
 
-def test_a_prompt_limit_below_the_template_is_refused(
-    refused: Refused, run_folder: Path, write_run: WriteRun
-) -> None:
+def test_a_prompt_limit_below_the_template_is_refused(refused: Refused, run_folder: Path, write_run: WriteRun) -> None:
     """Alpaca's own words are more than 8 tokens: no prompt could ever fit."""
     path = write_run(data__template="alpaca", data__max_prompt_tokens=8)
     require(

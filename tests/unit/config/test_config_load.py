@@ -86,9 +86,7 @@ def test_every_mistake_has_its_own_line(write_run: WriteRun) -> None:
         ({"seed": -1}, "seed is -1: input should be greater than or equal to 0"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_expected(
-    changes: dict[str, Any], says: str, write_run: WriteRun
-) -> None:
+def test_a_wrong_value_is_named_with_what_was_expected(changes: dict[str, Any], says: str, write_run: WriteRun) -> None:
     """Key, value and expectation, in one line."""
     message = refusal(write_run(**changes))
     assert says in message

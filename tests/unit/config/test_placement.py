@@ -104,9 +104,7 @@ counts = st.tuples(*[st.integers(1, 40)] * 6)
 def test_reservations_never_exceed_the_cluster_when_each_role_fits_alone(sizes: tuple[int, ...]) -> None:
     """Ray starts every actor at once: sum of replicas x reserved CPUs <= CPUs, in Ray's units of 1/10000."""
     replicas, cpus = sizes[:3], sizes[3:]
-    plan = tuple(
-        RolePlacement(f"role{k}", f"role{k}.replicas", replicas[k], cpus[k], 0) for k in range(len(replicas))
-    )
+    plan = tuple(RolePlacement(f"role{k}", f"role{k}.replicas", replicas[k], cpus[k], 0) for k in range(len(replicas)))
     cluster = max(item.replicas * item.cpus for item in plan)
     require_capacity(plan, cpus=cluster, gpus=0)
     reserved = sum(item.replicas * round(item.reserved_cpus * 10_000) for item in plan)

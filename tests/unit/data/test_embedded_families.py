@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from minillm_ray.data.embedded import FAMILIES
-from minillm_ray.data.embedded_families import CLOSED_FAMILIES
+from minillm_ray.data.embedded_families import CLOSED_FAMILIES, WORDS
 from minillm_ray.data.embedded_open_families import OPEN_FAMILIES
-from minillm_ray.data.embedded_words import CATEGORIES, NOUNS, Weighted, pick_distinct, pick_weighted, with_article
+from minillm_ray.data.embedded_words import ANIMALS, CATEGORIES, Weighted, pick_distinct, pick_weighted, with_article
 
 BY_NAME = {family.name: family for family in FAMILIES}
 RIGHT = {
@@ -69,6 +69,14 @@ def test_a_sentence_is_about_what_was_asked_for():
         assert place in answer
 
 
+def test_an_animal_does_only_what_its_kind_does():
+    habits = {"barks": "dog", "howls": "wolf", "fishes": "bear", "drinks": "horse", "listens": "mouse"}
+    for task in tasks_of(BY_NAME["sentence"]):
+        animal = next(animal for animal in ANIMALS if f" {animal}" in task.instruction)
+        answer = task.answer(Random(0))
+        assert all(animal == owner for habit, owner in habits.items() if f" {habit}" in answer)
+
+
 def test_a_scene_keeps_to_one_weather():
     """Snow and a blue sky never meet: a model that blurs the modes is seen to."""
     signs = {
@@ -100,8 +108,8 @@ def test_weighted_choices_are_made_in_proportion():
 
 def test_distinct_picks_are_distinct():
     draws = Random(0)
-    for count in range(len(NOUNS) + 1):
-        assert len(set(pick_distinct(draws, NOUNS, count))) == count
+    for count in range(len(WORDS) + 1):
+        assert len(set(pick_distinct(draws, WORDS, count))) == count
 
 
 @pytest.mark.parametrize(("words", "phrase"), [("owl", "an owl"), ("cat", "a cat"), ("old cat", "an old cat")])

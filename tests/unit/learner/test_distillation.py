@@ -139,7 +139,10 @@ def test_measuring_trains_nothing() -> None:
     learner = make_learner(make_trainer(model), teacher, micro_batch_tokens=12)
     before = {name: tensor.clone() for name, tensor in learner.trainer.student.named_weights()}
     found = learner.divergence(scored)
-    assert (found.count, found.sum) == (NUM_TOKENS, pytest.approx(float(torch.cat(dense_kl(model, teacher, SEQUENCES)).sum()), rel=1e-4))
+    assert (found.count, found.sum) == (
+        NUM_TOKENS,
+        pytest.approx(float(torch.cat(dense_kl(model, teacher, SEQUENCES)).sum()), rel=1e-4),
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.trainer.student.named_weights())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert learner.trainer.num_steps == 0

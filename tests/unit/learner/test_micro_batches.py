@@ -1,5 +1,7 @@
 """Padded micro-batches train every response token once, each at the position that predicts it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def test_neighbours_in_length_share_a_group(sizes: list[int], budget: int) -> No
     groups = split_by_tokens(sizes, budget)
     ordered = [sizes[member] for group in groups for member in group]
     assert ordered == sorted(sizes, reverse=True)
-    for group, following in zip(groups, groups[1:], strict=False):
+    for group, following in pairwise(groups):
         assert (len(group) + 1) * sizes[group[0]] > budget
         assert sizes[group[-1]] >= sizes[following[0]]
 
@@ -47,7 +49,7 @@ def test_every_trained_token_appears_exactly_once_at_the_position_before_it(
 ) -> None:
     """Every id is unique here, so a token, its place and its sequence can be told from the id alone."""
     starts = np.cumsum([0, *[prompt + response for prompt, response in sizes]])
-    sequences = [np.arange(start, end) + 1 for start, end in zip(starts, starts[1:], strict=False)]
+    sequences = [np.arange(start, end) + 1 for start, end in pairwise(starts)]
     prompts = [prompt for prompt, _ in sizes]
     trained = []
     for group in split_by_tokens([len(sequence) for sequence in sequences], budget):

@@ -1,6 +1,7 @@
 """The numbers of a step are those of its whole batch, however it was cut over micro-batches and ranks."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,9 +55,7 @@ def statistics(drawn: dict[str, torch.Tensor], first: int, last: int) -> dict[st
     return micro_batch_metrics(batch, result, sampler)
 
 
-def evaluate(
-    drawn: dict[str, torch.Tensor], first: int, last: int
-) -> tuple[MicroBatch, MiniLLMResult, torch.Tensor]:
+def evaluate(drawn: dict[str, torch.Tensor], first: int, last: int) -> tuple[MicroBatch, MiniLLMResult, torch.Tensor]:
     bounds = np.cumsum([0, *LENGTHS])
     rows = slice(bounds[first], bounds[last])
     batch = batch_of(LENGTHS[first:last], drawn["tokens"][rows])
@@ -80,7 +79,7 @@ def evaluate(
 def test_micro_batches_add_up_to_the_whole_batch(cuts: list[int], drawn: dict[str, torch.Tensor]) -> None:
     """Every number, means and maxima and the effective sample size included; in either order."""
     whole = finish_step(combine_step([statistics(drawn, 0, len(LENGTHS))]))
-    parts = [statistics(drawn, first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+    parts = [statistics(drawn, first, last) for first, last in pairwise(cuts)]
     for order in (parts, parts[::-1]):
         assert finish_step(combine_step(order)) == pytest.approx(whole, rel=1e-12)
 
@@ -129,7 +128,7 @@ def test_deciles_are_means_by_tenth_of_the_response(drawn: dict[str, torch.Tenso
     """Token t of n is in tenth floor(10 t / n), so a response of 5 has every second one and 1 token only the first."""
     batch, result, _ = evaluate(drawn, 0, len(LENGTHS))
     found: dict[int, list[float]] = {}
-    for start, end in zip(batch.cu_seqlens.tolist(), batch.cu_seqlens.tolist()[1:], strict=False):
+    for start, end in pairwise(batch.cu_seqlens.tolist()):
         for place in range(end - start):
             found.setdefault(10 * place // (end - start), []).append(float(result.kl[start + place]))
     numbers = finish_step(statistics(drawn, 0, len(LENGTHS)))

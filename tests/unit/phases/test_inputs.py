@@ -72,9 +72,7 @@ def test_a_padded_embedding_is_fine(run_folder: Path, write_run: WriteRun) -> No
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_model_too_short_for_prompt_and_response_is_refused(
-    role: str, run_folder: Path, write_run: WriteRun
-) -> None:
+def test_a_model_too_short_for_prompt_and_response_is_refused(role: str, run_folder: Path, write_run: WriteRun) -> None:
     """32 + 16 tokens do not fit into 47 positions, and do fit into 48."""
     shutil.rmtree(run_folder / role)
     save_tiny_folder(run_folder / role, max_position_embeddings=47)
