@@ -1,6 +1,7 @@
 """Waiting for Ray actors: every wait has a deadline, and what goes wrong is said in the run's own words."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import ray
@@ -34,7 +35,7 @@ def get(references: Any, *, timeout_seconds: float, work: str) -> Any:
 def even_shares(items: Sequence[Item], num_shares: int) -> list[list[Item]]:
     """The items in order, cut into `num_shares` runs whose lengths differ by at most one."""
     bounds = [len(items) * k // num_shares for k in range(num_shares + 1)]
-    return [list(items[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [list(items[start:end]) for start, end in pairwise(bounds)]
 
 
 def _last_line(error: Exception) -> str:

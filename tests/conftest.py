@@ -109,6 +109,15 @@ def run_folder(tmp_path: Path, tiny_folders: Path) -> Path:
 
 
 @pytest.fixture
+def few_embedded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick start's data, cut so that making it takes no time."""
+    monkeypatch.setattr("minillm_ray.phases.inputs._EMBEDDED_TRAIN_ROWS", 6)
+    monkeypatch.setattr("minillm_ray.phases.inputs._EMBEDDED_HELD_OUT_ROWS", 3)
+    monkeypatch.setattr("minillm_ray.phases.inputs._EMBEDDED_VOCABULARY", 300)
+    monkeypatch.setattr("minillm_ray.data.embedded._NUM_TOKENIZER_EXAMPLES", 400)
+
+
+@pytest.fixture
 def own_process_state() -> Iterator[None]:
     """Environment variables and the SIGTERM handler that the code under test sets are gone afterwards."""
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)

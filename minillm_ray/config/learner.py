@@ -7,6 +7,17 @@ from pydantic import Field
 from minillm_ray.config.base import Section
 
 
+class LoraSection(Section):
+    """Low-rank adapters on the student's linear layers; the samplers get the merged weights."""
+
+    rank: int = Field(ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(gt=0)
+    """An adapter's product is scaled by alpha / rank."""
+    target_modules: list[str] | None = None
+    """Names of the layers that get one; null for every linear layer but the head."""
+
+
 class LearnerSection(Section):
     """Ranks of one data-parallel group; every size below is global, so no result depends on the number of ranks."""
 
@@ -30,5 +41,7 @@ class LearnerSection(Section):
     """After warm-up: hold the phase's learning rate, or let it fall to `final_learning_rate` at the last step."""
     final_learning_rate: float = Field(0.0, ge=0)
     """Where the cosine schedule ends."""
+    lora: LoraSection | None = None
+    """Train adapters alone; null trains every weight."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

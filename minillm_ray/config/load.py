@@ -121,8 +121,8 @@ def _known_keys(location: list[int | str], item: Any) -> list[str]:
     else:
         for name in location:
             annotation = model.model_fields[str(name)].annotation
-            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-            model = annotation
+            parts = (annotation, *get_args(annotation))  # `Section | None`: a section that may be left out
+            model = next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
     return list(model.model_fields)
 
 
@@ -133,13 +133,18 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     def model(source: str) -> str:
         return source if source.startswith("embedded:") else _absolute(source, folder)
 
+    text = config.data.plain_text
     return config.model_copy(
         update={
             "run_dir": (folder / config.run_dir.expanduser()).resolve(),
             "student": config.student.model_copy(update={"model": model(config.student.model)}),
             "teacher": config.teacher.model_copy(update={"model": model(config.teacher.model)}),
             "data": config.data.model_copy(
-                update={"train": data(config.data.train), "held_out": data(config.data.held_out)}
+                update={
+                    "train": data(config.data.train),
+                    "held_out": data(config.data.held_out),
+                    "plain_text": text and str((folder / Path(text).expanduser()).resolve()),
+                }
             ),
         }
     )

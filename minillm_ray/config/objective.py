@@ -41,6 +41,10 @@ class ObjectiveSection(Section):
     """Half-width of the clip interval."""
     loss_norm: Literal["tokens_global", "sequences", "tokens_microbatch"] | None = None
     """What the summed loss is divided by."""
+    lm_coef: float | None = Field(None, gt=0.0)
+    """Weight of the plain-text loss; it counts where `data.plain_text` is given."""
+    text_kd_ratio: float | None = Field(None, ge=0.0, le=1.0)
+    """Share of forward divergence to the teacher in the plain-text loss; the rest is cross-entropy."""
     temperature: float = Field(1.0, gt=0.0)
     """Of sampling, of both models and of every log-probability."""
     logits_memory_mb: int = Field(512, ge=1)

@@ -36,6 +36,8 @@ class MiniLLMPhase(Section):
     """Responses in one optimizer step, over all ranks."""
     inner_epochs: int = Field(1, ge=1)
     """Passes over the sampled responses. With 1, and rollouts equal to minibatch, training is strictly on-policy."""
+    text_chunks: int | None = Field(None, ge=1)
+    """Chunks of plain text in one optimizer step, where `data.plain_text` is given; null for one a response."""
     learning_rate: float = Field(5e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises from 0."""

@@ -10,5 +10,7 @@ class TelemetrySection(Section):
 
     samples_per_step: int = Field(4, ge=0)
     """Trained responses kept a step in samples.parquet, with the reverse KL of every token."""
+    probe_every: int | None = Field(20, ge=1)
+    """Optimizer steps between two measurements of the long-term gradient's signal-to-noise ratio; null for none."""
     tensorboard: bool = False
     """Also write TensorBoard files to RUN/tensorboard (needs the extra `tensorboard`)."""

@@ -41,7 +41,7 @@ class DivergenceMeter(Protocol):
 
 @dataclass(frozen=True)
 class HeldOutEvaluation:
-    """The prompts, one sampled response each. prompts: reference to the PromptSet; tokenizer: as transformers has it."""
+    """The prompts, one sampled response each. prompts: reference to the PromptSet; tokenizer: transformers' own."""
 
     prompts: Any
     num_prompts: int

@@ -71,8 +71,12 @@ class DistillationActor(RankProcess):
         samples_per_step: int,
         publish_dtype: str,
         bucket_bytes: int,
+        bad_batch_folder: Path,
+        probe_every: int | None,
     ) -> None:
         super().__init__(spec, index, size, log_file)
+        self._bad_batch_file = bad_batch_folder / f"rank-{index}.safetensors"
+        self._probe_every = probe_every
         self._settings = settings
         self._teacher, self._teacher_dtype = teacher, teacher_dtype
         self._samples_per_step = samples_per_step
@@ -93,6 +97,8 @@ class DistillationActor(RankProcess):
             settings=self._settings,
             micro_batch_tokens=spec.micro_batch_tokens,
             samples_per_step=self._samples_per_step if rank.index == 0 else 0,
+            bad_batch_file=self._bad_batch_file,
+            probe_every=self._probe_every,
         )
         self._layout = plan_layout(
             self.trainer.student.named_weights(), dtype=self._publish_dtype, bucket_bytes=self._bucket_bytes
@@ -112,9 +118,17 @@ class DistillationActor(RankProcess):
         manifest, buffers = pack(tensors, self._layout, version=version)
         return [manifest, *buffers]
 
-    def step(self, trajectories: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float) -> StepReport:
-        """One optimizer step on this rank's share of a minibatch, fetched here and by nobody else."""
-        return self._learner.step(_fetch(trajectories, payloads, timeout_seconds))
+    def step(
+        self,
+        trajectories: list[ObjectRef],
+        payloads: list[ObjectRef],
+        texts: list[ObjectRef],
+        text_payloads: list[ObjectRef],
+        timeout_seconds: float,
+    ) -> StepReport:
+        """One optimizer step on this rank's share of a minibatch and of plain text, fetched here and by nobody else."""
+        scored = _fetch(trajectories, payloads, timeout_seconds)
+        return self._learner.step(scored, _fetch(texts, text_payloads, timeout_seconds))
 
     def divergence(self, trajectories: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float) -> Mean:
         """Exact reverse KL to the teacher over these responses; nothing is trained."""

@@ -57,9 +57,15 @@ class DistillationGroup(LearnerGroup):
         super().join(startup_timeout_seconds=startup_timeout_seconds)
         self._num_buckets = self._all([self._handles[0].num_buckets.remote()], "planning the weights")[0]
 
-    def step(self, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> list[StepReport]:
-        """One optimizer step on a minibatch; a report of each rank."""
-        return self._all(self._dealt("step", trajectories, payloads), "an optimizer step")
+    def step(
+        self,
+        trajectories: Sequence[ObjectRef],
+        payloads: Sequence[ObjectRef],
+        texts: Sequence[ObjectRef] = (),
+        text_payloads: Sequence[ObjectRef] = (),
+    ) -> list[StepReport]:
+        """One optimizer step on a minibatch and on plain text; a report of each rank."""
+        return self._all(self._dealt("step", trajectories, payloads, texts, text_payloads), "an optimizer step")
 
     def divergence(self, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> Mean:
         """Exact reverse KL to the teacher over these responses; nothing is trained."""
@@ -74,11 +80,10 @@ class DistillationGroup(LearnerGroup):
         self._all([manifest], "publishing weights")
         return manifest, buffers
 
-    def _dealt(self, method: str, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> list[ObjectRef]:
+    def _dealt(self, method: str, *references: Sequence[ObjectRef]) -> list[ObjectRef]:
+        """The call on every rank; each list of references is dealt to the ranks in turn."""
         size = len(self._handles)
         return [
-            getattr(handle, method).remote(
-                list(trajectories[rank::size]), list(payloads[rank::size]), self._timeout_seconds
-            )
+            getattr(handle, method).remote(*(list(part[rank::size]) for part in references), self._timeout_seconds)
             for rank, handle in enumerate(self._handles)
         ]

@@ -88,7 +88,13 @@ class DistillationLearner:
                 return hidden.sum() * float("nan")  # the trainer skips the step, on all ranks alike
             if any(batch is other for other in text.micro_batches):
                 value = self._text_loss(batch, hidden, head, text, text_normalizer)
-                parts.append({"objective/loss/text": Sum(float(value.detach()))})
+                weighted = float(value.detach())
+                parts.append(
+                    {
+                        "objective/loss/text": Sum(weighted / self._settings.lm_coef),
+                        "objective/loss/total": Sum(weighted),
+                    }
+                )
                 return value
             result = self._objective(batch, hidden, head, rollouts, normalizer)
             parts.append(micro_batch_metrics(batch, result, rollouts.sampler(batch)))
@@ -149,9 +155,7 @@ class DistillationLearner:
             normalizer=normalizer,
         )
 
-    def _text_loss(
-        self, batch: MicroBatch, hidden: Tensor, head: Head, text: ScoredBatch, normalizer: float
-    ) -> Tensor:
+    def _text_loss(self, batch: MicroBatch, hidden: Tensor, head: Head, text: ScoredBatch, normalizer: float) -> Tensor:
         with_teacher = self._settings.text_kd_ratio > 0
         return text_loss(
             hidden,

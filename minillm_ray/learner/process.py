@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from minillm_ray.engines.model_folder import save_model_folder
+from minillm_ray.learner.lora import LoraSettings
 from minillm_ray.learner.ranks import Rank, join_ranks
 from minillm_ray.learner.schedule import LearningRateSchedule
 from minillm_ray.learner.sharding import ComputeDtype, shard
@@ -23,6 +24,7 @@ class TrainingSpec:
     vocabulary_size: int
     compute_dtype: ComputeDtype
     gradient_checkpointing: bool
+    lora: LoraSettings | None
     optimizer: OptimizerSettings
     schedule: LearningRateSchedule
     micro_batch_tokens: int
@@ -70,6 +72,7 @@ class RankProcess:
             dtype=torch.float32,
             device=rank.device,
             gradient_checkpointing=spec.gradient_checkpointing,
+            lora=spec.lora,
         )
         if rank.in_group:
             shard(student, rank, compute_dtype=spec.compute_dtype)
@@ -86,4 +89,4 @@ class RankProcess:
             name: tensor.detach().cpu() for name, tensor in self.trainer.student.named_weights() if self._index == 0
         }
         if self._index == 0:
-            save_model_folder(self.trainer.student.model, self._spec.model, folder, weights=weights)
+            save_model_folder(self.trainer.student.plain_model, self._spec.model, folder, weights=weights)

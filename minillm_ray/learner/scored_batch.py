@@ -1,4 +1,4 @@
-"""A rank's share of a minibatch, ready for the objective: micro-batches, and what teacher and sampler said of each token."""
+"""A rank's share of a minibatch, ready for the objective: micro-batches, and what teacher and sampler said."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

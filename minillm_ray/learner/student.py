@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from minillm_ray.engines.heads import model_head
+from minillm_ray.learner.lora import LoraSettings, merged_weights, whole, with_adapters
 from minillm_ray.objective import Head
 
 
 class Student(nn.Module):
     """Wraps a transformers causal model. vocabulary_size: head rows above it are padding."""
 
-    def __init__(self, model: nn.Module, *, vocabulary_size: int) -> None:
+    def __init__(self, model: nn.Module, *, vocabulary_size: int, has_adapters: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.has_adapters = has_adapters
         self.vocabulary_size = vocabulary_size
 
     def forward(self, input_ids: Tensor, slots: Tensor, compute: Callable[[Tensor, Head], Any]) -> Any:
@@ -34,12 +35,26 @@ class Student(nn.Module):
 
         Gathering a sharded tensor is a collective: every rank iterates to the end.
         """
+        if self.has_adapters:
+            yield from merged_weights(self.model)
+            return
         for name, tensor in self.model.state_dict().items():
-            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, whole(tensor)
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The transformers model itself, without the adapters' wrapper."""
+        return self.model.get_base_model() if self.has_adapters else self.model  # type: ignore[operator]
 
 
 def load_student(
-    path: str, *, vocabulary_size: int, dtype: torch.dtype, device: torch.device, gradient_checkpointing: bool
+    path: str,
+    *,
+    vocabulary_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    gradient_checkpointing: bool,
+    lora: LoraSettings | None = None,
 ) -> Student:
     """The model in `path` for training, without dropout: the samplers have none either (reference: rule 7)."""
     from transformers import AutoModelForCausalLM
@@ -49,7 +64,9 @@ def load_student(
     model.train()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Student(model, vocabulary_size=vocabulary_size)
+    if lora is not None:
+        model = with_adapters(model, lora)
+    return Student(model, vocabulary_size=vocabulary_size, has_adapters=lora is not None)
 
 
 def _disable_dropout(model: nn.Module) -> None:

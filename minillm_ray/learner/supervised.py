@@ -56,9 +56,7 @@ class SupervisedLearner:
         total, num_tokens = 0.0, 0
 
         def loss(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
-            return text_loss(
-                hidden, head, batch.tokens, normalizer=1.0, logits_memory_mb=self._logits_memory_mb
-            ).loss
+            return text_loss(hidden, head, batch.tokens, normalizer=1.0, logits_memory_mb=self._logits_memory_mb).loss
 
         for number in range(int(rank.max([float(len(batches))])[0])):
             batch = batches[number] if number < len(batches) else None

@@ -2,7 +2,7 @@
 
 A chunk's logits are made by one product for each head; a tile is the few rows whose elementwise work is done together.
 On a GPU a tile is a chunk. On a CPU a tile should stay in the last-level cache, since the ten elementwise passes cost
-twice as much from memory; smaller tiles are no faster, and each pass over one is a barrier between threads.
+twice as much from memory; yet each pass over a tile is a barrier between threads, so it should not be smaller either.
 """
 
 import math
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-CPU_TILE_BYTES = 24 * 2**20
+CPU_TILE_BYTES = 12 * 2**20
+CPU_CHUNK_TOKENS = 256
+"""Longer products are no faster on a CPU, and the buffers of longer chunks cost page faults at every call."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def choose_chunking(
         chunk = _even(num_tokens, memory // (row_bytes * (chunk_buffers + tile_buffers)))
         return Chunking(chunk, chunk)
     tile = max(CPU_TILE_BYTES // (row_bytes * (2 + tile_buffers)), torch.get_num_threads())
-    chunk = _even(num_tokens, (memory - tile * tile_buffers * row_bytes) // (row_bytes * chunk_buffers))
+    fitting = (memory - tile * tile_buffers * row_bytes) // (row_bytes * chunk_buffers)
+    chunk = _even(num_tokens, min(fitting, CPU_CHUNK_TOKENS))
     return Chunking(chunk, _even(chunk, tile))
 
 

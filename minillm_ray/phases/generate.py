@@ -86,9 +86,8 @@ def generate(request: GenerateRequest) -> None:
         for example, trajectory in zip(examples, trajectories, strict=True)
     ]
     _write(rows, request.out)
-    print(
-        f"{len(rows)} responses, {prompts.num_cut} of the prompts cut to {request.max_prompt_tokens} tokens, in {request.out}"
-    )
+    cut = f"{prompts.num_cut} of the prompts were cut to {request.max_prompt_tokens} tokens"
+    print(f"{len(rows)} responses in {request.out}; {cut}")
 
 
 def _device() -> str:

@@ -12,10 +12,12 @@ from minillm_ray.data import (
     PromptSet,
     SupervisedSet,
     Template,
+    TextChunks,
     build_prompt_set,
     build_supervised_set,
     load_template,
     load_tokenizer,
+    read_chunks,
     read_examples,
     require_same_vocabulary,
     write_embedded,
@@ -34,7 +36,7 @@ _EMBEDDED_VOCABULARY = 768
 
 @dataclass(frozen=True)
 class Inputs:
-    """Checked inputs of a run. student, teacher: what `from_pretrained` takes. vocabulary_size: ids of the tokenizer."""
+    """Checked inputs of a run. student, teacher: what `from_pretrained` takes."""
 
     student: str
     teacher: str
@@ -42,6 +44,7 @@ class Inputs:
     template: Template
     train: list[Example]
     held_out: list[Example]
+    plain_text: TextChunks | None
     max_prompt_tokens: int
     max_response_tokens: int
 
@@ -88,7 +91,7 @@ def prepare_inputs(config: RunConfig) -> Inputs:
     tokenizer = load_tokenizer(student)
     require_same_vocabulary(tokenizer, load_tokenizer(teacher))
     for role, model in (("student", student), ("teacher", teacher)):
-        _require_room(role, model, len(tokenizer), config.data.max_prompt_tokens + config.rollout.max_response_tokens)
+        _require_room(role, model, len(tokenizer), max_sequence_tokens(config))
     require_eos(tokenizer)
     need_output = any(isinstance(phase, SftPhase) for phase in config.phases)
     inputs = Inputs(
@@ -98,11 +101,24 @@ def prepare_inputs(config: RunConfig) -> Inputs:
         template=load_template(config.data.template, tokenizer),
         train=_examples(config.data.train, embedded / "train.jsonl", config.data.train_rows, need_output),
         held_out=_examples(config.data.held_out, embedded / "held_out.jsonl", config.data.held_out_rows, need_output),
+        plain_text=_plain_text(config, tokenizer),
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=config.rollout.max_response_tokens,
     )
     inputs.prompts(inputs.train[:1])  # a template that leaves no room for an instruction is refused here, not later
     return inputs
+
+
+def max_sequence_tokens(config: RunConfig) -> int:
+    """The longest sequence that a model of this run sees."""
+    sequence = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    return max(sequence, config.data.text_chunk_tokens) if config.data.plain_text else sequence
+
+
+def _plain_text(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> TextChunks | None:
+    if config.data.plain_text is None:
+        return None
+    return read_chunks(config.data.plain_text, tokenizer, chunk_tokens=config.data.text_chunk_tokens)
 
 
 def _model(source: str, role: str, embedded: Path, seed: int) -> str:
@@ -135,5 +151,5 @@ def _require_room(role: str, model: str, vocabulary_size: int, num_tokens: int) 
     if facts.max_position_embeddings is not None and facts.max_position_embeddings < num_tokens:
         raise InputError(
             f"{role}: {model} takes {facts.max_position_embeddings} tokens, but data.max_prompt_tokens + "
-            f"rollout.max_response_tokens is {num_tokens}. Lower one of the two"
+            f"rollout.max_response_tokens, or data.text_chunk_tokens, is {num_tokens}. Lower these settings"
         )

@@ -14,6 +14,7 @@ from minillm_ray.evaluation.held_out import HeldOutEvaluation, HeldOutScores
 from minillm_ray.learner.distillation import StepReport
 from minillm_ray.learner.step_metrics import combine_step, finish_step
 from minillm_ray.objective import ObjectiveSettings
+from minillm_ray.phases.plain_text import PlainTextSupply
 from minillm_ray.phases.roles import (
     PromptReferences,
     distillation_group,
@@ -98,7 +99,16 @@ def run_minillm(context: RunContext, phase: MiniLLMPhase, models: Models, *, nam
         before = evaluation.student(rollout, teacher, learner)
         context.console.message(f"{name}: held-out reverse KL before {before.reverse_kl:.4f} nats a token")
         plan = RoundPlan(phase.rollouts, phase.minibatch, phase.inner_epochs)
-        pipeline = SynchronousPipeline(rollout, teacher, learner, Ledger(len(train), seed=config.seed), plan)
+        supply = None
+        if inputs.plain_text is not None:
+            supply = PlainTextSupply(
+                inputs.plain_text,
+                chunks_a_step=phase.text_chunks or phase.minibatch,
+                seed=config.seed,
+                teacher=teacher if settings.text_kd_ratio > 0 else None,
+            )
+        ledger = Ledger(len(train), seed=config.seed)
+        pipeline = SynchronousPipeline(rollout, teacher, learner, ledger, plan, plain_text=supply)
         recorder = _StepRecorder(context, name, config.weights.max_mismatch_nats, len(train), train.num_cut)
         context.console.begin(name, total_steps=phase.steps)
         for step in pipeline.steps(phase.steps):
@@ -135,7 +145,7 @@ class _StepRecorder:
             "learner/step_seconds/total": step.step_seconds,
             "data/prompts_cut/total": float(self._num_cut),
         }
-        num_tokens = statistics["objective/kl_nats_per_token/mean"].count  # type: ignore[union-attr]
+        num_tokens = statistics["rollout/response_tokens/mean"].sum  # type: ignore[union-attr]
         elapsed = time.monotonic() - self._began
         self._began = time.monotonic()
         numbers["pipeline/step_seconds/total"] = elapsed
@@ -145,13 +155,16 @@ class _StepRecorder:
                 "teacher/score_seconds/total": step.round.score_seconds,
                 "weights/publish_and_pull_seconds/total": step.round.weight_seconds,
             }
+        if not equal_weights:
+            for statistic in ("mean", "max"):
+                numbers.pop(f"learner/sampler_mismatch_nats/{statistic}", None)
         self._context.metrics.write(step=step.step, phase=self._phase, metrics=numbers)
         self._context.samples.write(self._samples(step.step, reports))
         self._context.console.step(
             step.step,
             StepNumbers(
-                loss=numbers["objective/loss/total"],
-                reverse_kl=numbers["objective/kl_nats_per_token/mean"],
+                loss=numbers.get("objective/loss/total"),
+                reverse_kl=numbers.get("objective/kl_nats_per_token/mean"),
                 tokens_per_second=num_tokens / elapsed,
                 response_tokens=numbers["rollout/response_tokens/mean"],
             ),
@@ -159,7 +172,7 @@ class _StepRecorder:
         self._check(step.step, numbers, applied=outcome.applied, equal_weights=equal_weights)
 
     def _check(self, step: int, numbers: dict[str, float], *, applied: bool, equal_weights: bool) -> None:
-        mismatch = numbers["learner/sampler_mismatch_nats/mean"]
+        mismatch = numbers.get("learner/sampler_mismatch_nats/mean", 0.0)
         if equal_weights and not mismatch <= self._max_mismatch_nats:
             raise WeightMismatchError(
                 f"step {step}: the rollout workers' log-probabilities are {mismatch:.3g} nats a token off the "
@@ -174,8 +187,9 @@ class _StepRecorder:
             )
         if self._skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
             raise RunError(
-                f"step {step}: the gradient was not finite {_MAX_SKIPPED_IN_A_ROW} times in a row. Lower the "
-                f"learning rate, or set learner.dtype=float32"
+                f"step {step}: the gradient was not finite {_MAX_SKIPPED_IN_A_ROW} times in a row. The last minibatch "
+                f"is in {self._context.config.run_dir / 'bad_batches'}. Lower the learning rate, or set "
+                f"learner.dtype=float32"
             )
 
     def _samples(self, step: int, reports: Sequence[StepReport]) -> list[Sample]:
@@ -201,4 +215,5 @@ class _StepRecorder:
 
 
 def _counts(config: RunConfig) -> str:
-    return f"{config.rollout.replicas} rollout, {config.teacher.replicas} teacher and {config.learner.ranks} learner actors"
+    rollout, teacher, learner = config.rollout.replicas, config.teacher.replicas, config.learner.ranks
+    return f"{rollout} rollout, {teacher} teacher and {learner} learner actors"

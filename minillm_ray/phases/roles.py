@@ -18,12 +18,13 @@ from minillm_ray.engines.environment import engine_environment, thread_environme
 from minillm_ray.engines.generation import EngineSettings
 from minillm_ray.learner.actor import DistillationActor, SupervisedActor
 from minillm_ray.learner.client import DistillationGroup, SupervisedGroup
+from minillm_ray.learner.lora import LoraSettings
 from minillm_ray.learner.process import TrainingSpec
 from minillm_ray.learner.schedule import LearningRateSchedule
 from minillm_ray.learner.trainer import OptimizerSettings
 from minillm_ray.objective import ObjectiveSettings
 from minillm_ray.phases.cluster import ClusterFacts
-from minillm_ray.phases.inputs import Inputs
+from minillm_ray.phases.inputs import Inputs, max_sequence_tokens
 from minillm_ray.rollout.actor import RolloutActor
 from minillm_ray.rollout.client import RolloutPool
 from minillm_ray.teacher.actor import TeacherActor
@@ -138,6 +139,8 @@ def distillation_group(
             config.telemetry.samples_per_step,
             config.rollout.dtype,
             config.weights.bucket_mb * 1_000_000,
+            config.run_dir / "bad_batches",
+            config.telemetry.probe_every,
         )
         for rank in range(size)
     ]
@@ -186,7 +189,7 @@ def _engine_settings(
     return EngineSettings(
         model=model,
         dtype=dtype,
-        max_model_tokens=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+        max_model_tokens=max_sequence_tokens(config),
         tensor_parallel=tensor_parallel,
         device=cluster.device,
         vocabulary_size=inputs.vocabulary_size,
@@ -209,6 +212,7 @@ def _training_spec(
         vocabulary_size=inputs.vocabulary_size,
         compute_dtype=learner.dtype,
         gradient_checkpointing=learner.gradient_checkpointing,
+        lora=None if learner.lora is None else LoraSettings(**learner.lora.model_dump()),
         optimizer=OptimizerSettings(
             betas=learner.betas,
             eps=learner.eps,

@@ -23,5 +23,17 @@ class Teacher(Protocol):
 class Learner(Protocol):
     """All learner ranks together. `step` returns a report of each rank."""
 
-    def step(self, trajectories: Sequence[Reference], payloads: Sequence[Reference]) -> list[Any]: ...
+    def step(
+        self,
+        trajectories: Sequence[Reference],
+        payloads: Sequence[Reference],
+        texts: Sequence[Reference],
+        text_payloads: Sequence[Reference],
+    ) -> list[Any]: ...
     def publish(self, version: int) -> tuple[Reference, list[Reference]]: ...
+
+
+class PlainText(Protocol):
+    """A supply of plain text for the language-modelling term: chunks and what the teacher says of them."""
+
+    def next(self) -> tuple[list[Reference], list[Reference]]: ...

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from minillm_ray.pipeline.ledger import Assignment, Ledger
-from minillm_ray.pipeline.protocols import Learner, Reference, Rollout, Teacher
+from minillm_ray.pipeline.protocols import Learner, PlainText, Reference, Rollout, Teacher
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class SynchronousPipeline:
         ledger: Ledger,
         plan: RoundPlan,
         *,
+        plain_text: PlainText | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rollout, self._teacher, self._learner = rollout, teacher, learner
         self._ledger = ledger
         self._plan = plan
+        self._plain_text = plain_text
         self._clock = clock
         self.version = 0
 
@@ -87,7 +89,8 @@ class SynchronousPipeline:
             minibatches = list(self._minibatches())
             for number, minibatch in enumerate(minibatches, start=1):
                 start = self._clock()
-                reports = self._learner.step(trajectories[minibatch], payloads[minibatch])
+                texts, text_payloads = self._plain_text.next() if self._plain_text else ([], [])
+                reports = self._learner.step(trajectories[minibatch], payloads[minibatch], texts, text_payloads)
                 seconds = self._clock() - start
                 times = None
                 if number == len(minibatches):

@@ -77,7 +77,7 @@ def plan_layout(tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, bu
 def pack(
     tensors: Iterable[tuple[str, Tensor]], layout: WeightLayout, *, version: int
 ) -> tuple[WeightManifest, list[npt.NDArray[np.uint8]]]:
-    """Copy full tensors, in the layout's order, into fresh buffers and hash each. Raises ValueError on another order."""
+    """Copy full tensors, in the layout's order, into fresh buffers; hash each. ValueError on another order."""
     buffers = [np.zeros(size, np.uint8) for size in layout.bucket_bytes]
     for entry, (name, tensor) in zip(layout.entries, tensors, strict=True):
         if name != entry.name or tuple(tensor.shape) != entry.shape:

@@ -74,9 +74,9 @@ class ScriptedHiddenStateEngine:
 
 
 class ScriptedRoles:
-    """Rollout, teacher and learner in one. References are texts that say where they come from.
+    """Rollout, teacher, learner and plain text in one. References are texts that say where they come from.
 
-    events: every call in order. drawn_with: version of the samplers' weights -> the references drawn with it.
+    events: the name of every call, in order. calls: the same with their arguments.
     """
 
     def __init__(self) -> None:
@@ -85,6 +85,7 @@ class ScriptedRoles:
         self.published = 0
         self.pulled = 0
         self.num_steps = 0
+        self.num_texts = 0
 
     def generate(self, split: str, prompt_indices: Sequence[int], *, draw: int) -> list[str]:
         self._note("generate", split, list(prompt_indices), draw)
@@ -98,10 +99,17 @@ class ScriptedRoles:
         self._note("score", list(trajectories))
         return [f"hidden of {reference}" for reference in trajectories], 10 * len(trajectories)
 
-    def step(self, trajectories: Sequence[str], payloads: Sequence[str]) -> list[str]:
-        self._note("step", list(trajectories), list(payloads))
+    def step(
+        self, trajectories: Sequence[str], payloads: Sequence[str], texts: Sequence[str], text_payloads: Sequence[str]
+    ) -> list[str]:
+        self._note("step", list(trajectories), list(payloads), list(texts), list(text_payloads))
         self.num_steps += 1
         return [f"report {self.num_steps}"]
+
+    def next(self) -> tuple[list[str], list[str]]:
+        self._note("text")
+        self.num_texts += 1
+        return [f"text {self.num_texts}"], [f"hidden of text {self.num_texts}"]
 
     def publish(self, version: int) -> tuple[str, list[str]]:
         self._note("publish", version)

@@ -1,5 +1,7 @@
 """Trajectories with what a teacher says of them, made from tiny models without an engine, and the dense reading."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -72,6 +74,8 @@ def make_learner(
     micro_batch_tokens: int = 64,
     samples_per_step: int = 0,
     settings: ObjectiveSettings | None = None,
+    bad_batch_file: Path | None = None,
+    probe_every: int | None = None,
 ) -> DistillationLearner:
     head = model_head(teacher, vocabulary_size=VOCABULARY)
     return DistillationLearner(
@@ -80,6 +84,8 @@ def make_learner(
         settings=settings or ObjectiveSettings.from_preset("default", alpha=0.0),
         micro_batch_tokens=micro_batch_tokens,
         samples_per_step=samples_per_step,
+        bad_batch_file=bad_batch_file,
+        probe_every=probe_every,
     )
 
 

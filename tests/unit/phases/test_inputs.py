@@ -8,19 +8,9 @@ import pytest
 from scripted.models import WORDS, save_tiny_folder
 
 from minillm_ray.config import InputError, load_config
-from minillm_ray.phases import inputs as inputs_module
 from minillm_ray.phases.inputs import Inputs, prepare_inputs
 
 WriteRun = Callable[..., Path]
-
-
-@pytest.fixture
-def few_embedded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quick start's data, cut so that making it takes no time."""
-    monkeypatch.setattr(inputs_module, "_EMBEDDED_TRAIN_ROWS", 6)
-    monkeypatch.setattr(inputs_module, "_EMBEDDED_HELD_OUT_ROWS", 3)
-    monkeypatch.setattr("minillm_ray.data.embedded._NUM_TOKENIZER_EXAMPLES", 400)
-    monkeypatch.setattr(inputs_module, "_EMBEDDED_VOCABULARY", 300)
 
 
 def prepare(path: Path, *overrides: str) -> Inputs:
@@ -78,7 +68,7 @@ def test_a_model_too_short_for_prompt_and_response_is_refused(role: str, run_fol
     save_tiny_folder(run_folder / role, max_position_embeddings=47)
     message = refusal(write_run())
     assert f"{role}: {run_folder / role} takes 47 tokens" in message
-    assert "data.max_prompt_tokens + rollout.max_response_tokens is 48. Lower one of the two" in message
+    assert "or data.text_chunk_tokens, is 48. Lower these settings" in message
     prepare(write_run(), "rollout.max_response_tokens=15")
 
 

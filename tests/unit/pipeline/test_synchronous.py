@@ -48,7 +48,7 @@ def test_every_response_is_trained_with_what_the_teacher_said_of_it() -> None:
     """Trajectories and payloads stay side by side through the cut into minibatches."""
     pipeline, roles = make_pipeline(RoundPlan(rollouts=6, minibatch=3, inner_epochs=1))
     list(pipeline.steps(4))
-    for _, trajectories, payloads in (call for call in roles.calls if call[0] == "step"):
+    for _, trajectories, payloads, *_ in (call for call in roles.calls if call[0] == "step"):
         assert payloads == [f"hidden of {reference}" for reference in trajectories]
 
 
@@ -108,6 +108,18 @@ def test_a_round_may_use_more_prompts_than_there_are() -> None:
     list(pipeline.steps(1))
     (step,) = [call for call in roles.calls if call[0] == "step"]
     assert len(set(step[1])) == 7
+
+
+def test_plain_text_comes_with_every_step_where_there_is_any() -> None:
+    """The next chunks for each optimizer step, with what the teacher says of them; none without a supply."""
+    roles = ScriptedRoles()
+    plan = RoundPlan(rollouts=4, minibatch=2, inner_epochs=1)
+    list(SynchronousPipeline(roles, roles, roles, Ledger(9, seed=1), plan, plain_text=roles).steps(4))
+    given = [call[3:] for call in roles.calls if call[0] == "step"]
+    assert given == [([f"text {k}"], [f"hidden of text {k}"]) for k in (1, 2, 3, 4)]
+    pipeline, roles = make_pipeline(plan)
+    list(pipeline.steps(2))
+    assert [call[3:] for call in roles.calls if call[0] == "step"] == [([], []), ([], [])]
 
 
 def test_times_are_measured_around_the_calls_and_come_with_the_last_step_of_a_round() -> None:

@@ -146,6 +146,9 @@ def test_tensors_in_another_order_than_the_layouts_are_refused() -> None:
     """Also one of another shape, one too many or one too few."""
     tensors = some_tensors()
     layout = plan_layout(tensors, dtype=torch.float32, bucket_bytes=200)
+    twins = [("first", torch.zeros(2)), ("second", torch.ones(2))]
+    with pytest.raises(ValueError, match=r"second \(2,\) came where the layout has first \(2,\)"):
+        pack(twins[::-1], plan_layout(twins, dtype=torch.float32, bucket_bytes=200), version=1)
     with pytest.raises(ValueError, match=r"half \(3, 3\) came where the layout has matrix \(5, 7\)"):
         pack([tensors[1], tensors[0], *tensors[2:]], layout, version=1)
     with pytest.raises(ValueError, match=r"matrix \(7, 5\) came where the layout has matrix \(5, 7\)"):
