@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from minillm_ray.cli import commands
-from minillm_ray.config.errors import InputError, RunError
+from minillm_ray.config.errors import InputError, RunError, Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,4 +29,7 @@ def _guarded(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Interrupted; every actor was stopped.", file=sys.stderr)
         return 130
+    except Terminated:
+        print("Stopped by SIGTERM; every actor was stopped.", file=sys.stderr)
+        return 143
     return 0

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends without success."""
+"""The ways in which a run ends without success."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that started and could not go on: the command line prints the message and exits with status 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived, as `ray job stop` sends it: the actors are stopped and the status is 143."""

@@ -11,13 +11,9 @@ from types import FrameType
 import ray
 from ray.exceptions import RayError
 
-from minillm_ray.config.errors import InputError
+from minillm_ray.config.errors import InputError, Terminated
 from minillm_ray.config.placement import RolePlacement, plan_placement, require_capacity
 from minillm_ray.config.run import RunConfig
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived, as `ray job stop` sends it."""
 
 
 @dataclass(frozen=True)

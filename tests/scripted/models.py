@@ -85,13 +85,14 @@ def make_trainer(
     max_gradient_norm: float = 1.0,
     eps: float = 1e-4,
     compute_dtype: ComputeDtype = "float32",
+    has_adapters: bool = False,
 ) -> StudentTrainer:
     """A trainer around the model itself, sharded where the rank is in a group.
 
     A large eps keeps AdamW from magnifying rounding in tiny gradients.
     """
     rank = rank or one_rank()
-    student = Student(model, vocabulary_size=vocabulary_size)
+    student = Student(model, vocabulary_size=vocabulary_size, has_adapters=has_adapters)
     if rank.in_group:
         shard(student, rank, compute_dtype=compute_dtype)
     return StudentTrainer(

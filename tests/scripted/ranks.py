@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minillm_ray.learner.lora import LoraSettings, with_adapters
 from minillm_ray.learner.ranks import Rank, join_ranks
 from minillm_ray.learner.sharding import ComputeDtype
 from minillm_ray.learner.step_metrics import combine_step, finish_step
@@ -33,10 +34,11 @@ class Outcome:
     losses: list[float]
     validation: float
     supervised: dict[str, Tensor]
+    adapted: dict[str, Tensor]
 
 
 def work(rank: Rank, *, compute_dtype: ComputeDtype = "float32") -> Outcome:
-    """Two steps and a measurement of MiniLLM, then two supervised steps, on this rank's shares."""
+    """MiniLLM: two steps and a measurement; supervised: two steps of all weights, and two of adapters alone."""
     teacher = tiny("llama", seed=7, hidden_size=24, num_hidden_layers=1).eval()
     batches = [score(_student(), teacher, sequences) for sequences in (SEQUENCES, ONE_SEQUENCE)]
     trainer = make_trainer(_student(), rank=rank, compute_dtype=compute_dtype)
@@ -55,6 +57,18 @@ def work(rank: Rank, *, compute_dtype: ComputeDtype = "float32") -> Outcome:
     )
     steps = [tuned.step([0, 1, 2, 3, 4]), tuned.step([2])]
     validation = tuned.validation_loss()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)  # of the adapters' first values
+        adapters = with_adapters(_student(), LoraSettings(rank=2, alpha=4.0, target_modules=None))
+    adapted = SupervisedLearner(
+        make_trainer(adapters, rank=rank, compute_dtype=compute_dtype, has_adapters=True),
+        train=supervised_set(SEQUENCES),
+        validation=supervised_set(SEQUENCES[:3]),
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        logits_memory_mb=1,
+    )
+    steps += [adapted.step([0, 1, 2, 3, 4]) for _ in range(2)]
     return Outcome(
         norms=[report.outcome.gradient_norm for report in reports] + [outcome.gradient_norm for _, outcome in steps],
         statistics=[report.metrics for report in reports],
@@ -63,6 +77,7 @@ def work(rank: Rank, *, compute_dtype: ComputeDtype = "float32") -> Outcome:
         losses=[loss for loss, _ in steps],
         validation=validation,
         supervised={name: tensor.clone() for name, tensor in tuned.trainer.student.named_weights()},
+        adapted={name: tensor.clone() for name, tensor in adapted.trainer.student.named_weights()},
     )
 
 

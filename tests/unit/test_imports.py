@@ -35,7 +35,7 @@ ROOMS = {
     },
     "learner": {
         *("config", "telemetry", "data", "engines", "weights", "objective", "numpy", "torch", "transformers"),
-        *("ray/actor", "ray/client", "ray/process", "remote/client"),
+        *("peft", "safetensors", "ray/actor", "ray/client", "ray/process", "remote/client"),
     },
     "pipeline": {"config", "telemetry", "data"},
     "evaluation": {

@@ -32,8 +32,7 @@ def load(folder: Path, architecture: str, *, target_modules: list[str] | None = 
 
 
 def trained(student: Student, *, steps: int = 3) -> StudentTrainer:
-    trainer = make_trainer(student.model, learning_rate=5e-2)
-    trainer.student.has_adapters = student.has_adapters
+    trainer = make_trainer(student.model, learning_rate=5e-2, has_adapters=True)
     batch = collate([TOKENS.numpy()], [PROMPT], [0])
     for _ in range(steps):
         assert trainer.step([batch], _loss).applied

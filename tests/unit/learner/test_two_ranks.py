@@ -41,10 +41,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 
 
 def test_two_ranks_take_the_step_that_one_takes(together: Ranks, alone: Outcome) -> None:
-    """Both gradient norms and every weight, after a whole batch and after one of a single sequence."""
+    """Every gradient norm and every weight, after whole batches and after one of a single sequence; adapters too."""
     for outcome in together["float32"]:
         assert outcome.norms == pytest.approx(alone.norms, rel=1e-4)
-        for name in ("distilled", "supervised"):
+        for name in ("distilled", "supervised", "adapted"):
             expected = getattr(alone, name)
             found = getattr(outcome, name)
             assert found.keys() == expected.keys()
