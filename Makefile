@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/minillm-ray train configs/quickstart.yaml
+	$(BIN)/minillm-ray train configs/quickstart.yaml --fresh
 
 lint: setup
 	$(BIN)/ruff check .

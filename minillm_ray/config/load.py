@@ -14,6 +14,8 @@ from minillm_ray.config.run import RunConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:\w+)?")
 
+_PATHS = {"run_dir", "student.model", "teacher.model", "data.train", "data.held_out", "data.plain_text"}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in `path` with `section.key=value` overrides applied and its paths made absolute.
@@ -61,6 +63,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"-s {override}: {text!r} is not a YAML value; quote it") from None
+    if key in _PATHS and isinstance(value, str):
+        value = _from_here(key, value)
     node: Any = tree
     *parents, last = key.split(".")
     for name in parents:
@@ -71,6 +75,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise InputError(f"-s {override}: {'.'.join(parents)} is {node!r}, which has no keys")
+
+
+def _from_here(key: str, value: str) -> str:
+    """A relative path given on the command line is meant from where the command runs, not from the file."""
+    here = Path(value).expanduser().absolute()
+    return str(here) if key == "run_dir" or here.exists() else value
 
 
 def _child(node: Any, name: str, override: str) -> Any:

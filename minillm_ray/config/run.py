@@ -20,7 +20,7 @@ from minillm_ray.config.weights import WeightsSection
 
 
 class RunConfig(Section):
-    """One run. Relative paths are relative to the configuration file."""
+    """One run. Relative paths start at the configuration file's folder; those given by -s, where the command runs."""
 
     run_dir: Path
     """Where everything that the run leaves behind goes. Actors write there too: shared storage on a cluster."""
