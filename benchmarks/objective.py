@@ -1,7 +1,10 @@
 """Speed and memory of the objective against its floor, the bare matrix products, and against dense autograd.
 
-    python benchmarks/objective.py --threads 2
-    python benchmarks/objective.py --case qwen --device cuda --dtype bfloat16
+    OMP_WAIT_POLICY=passive python benchmarks/objective.py --threads 2
+    python benchmarks/objective.py --case qwen --device cuda --dtype bfloat16 --logits-memory-mb 2048
+
+OMP_WAIT_POLICY=passive is how the package starts its own processes: where other processes share the cores, threads that
+spin at a barrier cost the walk, which has many short passes, more than the products.
 
 One JSON line a case. `fused` is `minillm_loss` and its backward, `dense` is `minillm_loss_dense` and its backward,
 `floor` is the four products of an exact gradient on whole matrices: h_s W_s.T, h_t W_t.T, g W_s and g.T h_s. They are
@@ -13,6 +16,7 @@ added, less the gradients themselves.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -151,6 +155,14 @@ def peak_extra_bytes(name: str, case: Case, settings: ObjectiveSettings, *, devi
     return status_bytes("VmHWM") - before - inputs.gradient_bytes
 
 
+def cpu_name() -> str:
+    """The processor's name where Linux gives one."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def status_bytes(field: str) -> int:
     """A memory field of this process's status, in bytes (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -179,8 +191,10 @@ def report(name: str, options: argparse.Namespace) -> dict[str, object]:
         "case": name,
         **asdict(case),
         "dtype": options.dtype,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu_name(),
         "threads": options.threads,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "load_average": round(os.getloadavg()[0], 2),
         "repeats": options.repeats,
         "logits_memory_mb": options.logits_memory_mb,
         "torch": torch.__version__,

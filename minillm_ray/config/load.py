@@ -80,7 +80,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _from_here(key: str, value: str) -> str:
     """A relative path given on the command line is meant from where the command runs, not from the file."""
     here = Path(value).expanduser().absolute()
-    return str(here) if key == "run_dir" or here.exists() else value
+    is_path = key == "run_dir" or (value != "embedded" and here.exists())
+    return str(here) if is_path else value
 
 
 def _child(node: Any, name: str, override: str) -> Any:

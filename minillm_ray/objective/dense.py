@@ -67,11 +67,12 @@ def text_loss_dense(
         normalizer=normalizer,
     )
     options = {"vocab_size": batch.vocab_size, "temperature": 1.0, "dtype": batch.dtype}
-    log_q = dense_log_softmax(batch.student_hidden, batch.student_head, **options)
+    with torch.autocast(tokens.device.type, enabled=False):
+        log_q = dense_log_softmax(batch.student_hidden, batch.student_head, **options)
     nll = functional.nll_loss(log_q, batch.tokens, reduction="none")
     if batch.teacher_hidden is None or batch.teacher_head is None:
         return TextResult(coef * nll.sum() / batch.normalizer, nll.detach(), None)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
         log_p = dense_log_softmax(batch.teacher_hidden, batch.teacher_head, **options)
     kl = functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     mixed = (1 - kd_ratio) * nll + kd_ratio * kl

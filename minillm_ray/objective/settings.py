@@ -3,7 +3,7 @@
 A preset names a whole recipe. A switch given beside it wins, and `changed_from_preset` tells which were given:
 
     default   expected later rewards under the current q, mean over later tokens, w outside the clip
-    paper     sampled later rewards, w = q/m on both halves and inside the clip (MiniLLM, arXiv 2306.08543)
+    paper     sampled later rewards, w on both halves and inside the clip (MiniLLM, arXiv 2306.08543)
     official  what the authors' code does: return from the current slot, gamma 0.95, whitening over padding
     exact     the unbiased gradient of the sequence-level KL(q || p): prefix weights, no length norm, no clip
 

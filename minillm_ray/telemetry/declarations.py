@@ -43,20 +43,13 @@ _METRICS = {
     "rollout/tokens_per_second/total": "Response tokens of the step over the time they took, all workers together",
     "rollout/generate_seconds/total": "From the first prompt handed out to the last response of the step",
     # Scoring.
-    "teacher/score_seconds/total": "Time that teachers spent on the step, summed over replicas",
+    "teacher/score_seconds/total": "From the last response of the step to the last of its scores, all replicas together",
     "teacher/payload_bytes_per_token/mean": "What travels from teacher to learner for each response token",
     # Weights.
     "weights/publish_and_pull_seconds/total": "From a round's last update to the last replica's pull of that version",
-    "weights/bytes/total": "Size of one published version",
     # The whole.
     "pipeline/step_seconds/total": "Wall time of a step, from its first prompt to its weights being pulled",
-    "pipeline/staleness_versions/max": "Versions between the oldest token of the step and the weights it trains",
-    "pipeline/prompts_trained/total": "Prompts trained since the phase began",
     "data/prompts_cut/total": "Prompts of the data set that were longer than max_prompt_tokens and were cut",
-    # Held-out prompts.
-    "evaluation/reverse_kl_nats_per_token/mean": "KL(q || p) on the student's own responses to held-out prompts",
-    "evaluation/rouge_l_percent/mean": "Rouge-L F of the responses to held-out prompts against their references",
-    "evaluation/response_tokens/mean": "Length of the responses to held-out prompts",
 }
 
 METRICS: Mapping[str, str] = MappingProxyType(_METRICS)

@@ -22,8 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generate(folder: Path, out: Path) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "minillm_ray", "generate", str(folder / "student"), "--data", str(folder / "held_out.jsonl"),
-        "--out", str(out), "--template", "bare", "--max-response-tokens", "8", "--limit", "3",
+        sys.executable, "-m", "minillm_ray", "generate", str(folder / "student"),
+        "--data", str(folder / "held_out.jsonl"), "--out", str(out), "--template", "bare", "--max-response-tokens", "8", "--limit", "3",
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=180)
 

@@ -15,7 +15,7 @@ from scripted.models import WORDS, save_tiny_folder
 
 from minillm_ray.cli import main
 from minillm_ray.config import InputError
-from minillm_ray.config.errors import RunError
+from minillm_ray.config.errors import RunError, Terminated
 from minillm_ray.weights.buffers import WeightMismatchError
 
 WriteRun = Callable[..., Path]
@@ -346,6 +346,7 @@ def test_wrong_usage_ends_with_status_2(arguments: list[str], capsys: pytest.Cap
         (RunError("teacher 0 died"), 1, "The run failed: teacher 0 died\n"),
         (WeightMismatchError("step 3: off"), 1, "The run failed: step 3: off\n"),
         (KeyboardInterrupt(), 130, "Interrupted; every actor was stopped.\n"),
+        (Terminated(), 143, "Stopped by SIGTERM; every actor was stopped.\n"),
     ],
 )
 def test_each_kind_of_end_has_its_status_and_its_message(
@@ -356,7 +357,7 @@ def test_each_kind_of_end_has_its_status_and_its_message(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Input 2, a run that could not go on 1, Ctrl-C 130; never a traceback."""
+    """Input 2, a run that could not go on 1, Ctrl-C 130, SIGTERM 143; never a traceback."""
 
     def run(config: object, *, fresh: bool) -> None:
         raise error

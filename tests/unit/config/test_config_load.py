@@ -225,6 +225,16 @@ def test_hub_ids_and_embedded_sources_are_left_alone(write_run: WriteRun) -> Non
     assert (config.data.train, config.data.held_out) == ("owner/set:train", "embedded")
 
 
+def test_embedded_data_is_not_a_folder_of_that_name(
+    write_run: WriteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run folder has one, and neither the file nor an override given there means it."""
+    (tmp_path / "embedded").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = load_config(write_run(data__held_out="embedded"), ["data.train=embedded"])
+    assert (config.data.train, config.data.held_out) == ("embedded", "embedded")
+
+
 def test_what_looks_like_a_hub_id_but_is_here_or_is_a_data_file_is_a_path(write_run: WriteRun, tmp_path: Path) -> None:
     """models/small exists beside the file; data/train.jsonl is a file's name whether it exists or not."""
     (tmp_path / "models" / "small").mkdir(parents=True)

@@ -138,6 +138,8 @@ def test_measuring_trains_nothing() -> None:
     scored = score(model, teacher, SEQUENCES)
     learner = make_learner(make_trainer(model), teacher, micro_batch_tokens=12)
     before = {name: tensor.clone() for name, tensor in learner.trainer.student.named_weights()}
+    graphs: list[bool] = []
+    model.model.register_forward_hook(lambda _, __, output: graphs.append(output.last_hidden_state.requires_grad))
     found = learner.divergence(scored)
     assert (found.count, found.sum) == (
         NUM_TOKENS,
@@ -146,6 +148,8 @@ def test_measuring_trains_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.trainer.student.named_weights())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert learner.trainer.num_steps == 0
+    assert graphs
+    assert not any(graphs)  # nothing is kept for a backward pass that never comes
 
 
 def test_an_empty_share_is_measured_as_nothing() -> None:

@@ -57,7 +57,10 @@ def test_the_validation_loss_is_the_label_loss_of_the_held_out_rows(architecture
     model = tiny(architecture)
     learner = make_learner(model, micro_batch_tokens=budget)
     before = {name: tensor.clone() for name, tensor in learner.trainer.student.named_weights()}
+    graphs: list[bool] = []
+    model.get_decoder().register_forward_hook(lambda _, __, out: graphs.append(out.last_hidden_state.requires_grad))
     assert learner.validation_loss() == pytest.approx(label_loss(model, HELD_OUT), rel=1e-5)
+    assert not graphs[0]  # nothing is kept for a backward pass that never comes
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.trainer.student.named_weights())
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -106,7 +106,7 @@ def test_a_step_without_micro_batches_leaves_the_weights_alone() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_optimizer(bad: float) -> None:
-    """After it, a good step does what it would have done without it; 1e30 is finite, its square and the norm are not."""
+    """After it, a good step does what it would have done without it. 1e30 is finite, but its square is not."""
 
     def spoilt(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
         return cross_entropy(batch, hidden, head) * bad

@@ -78,7 +78,7 @@ def test_pure_policy_gradient_is_unbiased(bed):
     ("name", "pure", "sampled", "expected"), [("fixed", 29.5, 22.9, 14.6), ("eos", 15.7, 11.0, 6.9)]
 )
 def test_variance_falls_from_policy_gradient_to_split_to_expected_rewards(name, pure, sampled, expected):
-    """Covariance traces of table 1: each step keeps the mean and lowers the variance."""
+    """Covariance traces of three unbiased estimators: each step keeps the mean and lowers the variance."""
     bed = Enumeration(with_eos=name == "eos")
     traces = [
         on_policy(bed, bed.halves(current_return()).long_term).trace,
@@ -91,7 +91,7 @@ def test_variance_falls_from_policy_gradient_to_split_to_expected_rewards(name, 
 
 @pytest.mark.parametrize(("name", "angle", "trace"), [("fixed", 0.9382, 0.86), ("eos", 0.834, 0.60)])
 def test_single_step_alone_is_biased_and_far_less_noisy(name, angle, trace):
-    """gamma = 0 leaves no long-term term: cosine and trace of table 1."""
+    """gamma = 0 leaves no long-term term: its angle to g, and its noise."""
     bed = Enumeration(with_eos=name == "eos")
     moments = on_policy(bed, bed.token_gradient(exact(gamma=0.0)))
     assert error(moments, bed) > 1e-2
@@ -106,7 +106,7 @@ def test_discounting_is_biased(bed):
 
 @pytest.mark.parametrize(("name", "angle", "trace"), [("fixed", 0.9853, 32.0), ("eos", 0.971, 17.3)])
 def test_return_from_the_current_token_is_biased(name, angle, trace):
-    """The official return: cosine and trace of table 1."""
+    """The return of the authors' code: its angle to g, and its noise."""
     bed = Enumeration(with_eos=name == "eos")
     moments = on_policy(bed, bed.token_gradient(current_return()))
     assert error(moments, bed) > 1e-1
@@ -152,7 +152,7 @@ def test_own_products_are_of_the_current_student(bed, later_reward):
 
 @pytest.mark.parametrize(("later_reward", "trace"), [("sampled", 35.0), ("expected", 19.3)])
 def test_whole_sequence_product_is_unbiased_and_noisier(fixed, later_reward, trace):
-    """W_{0..n-1} on everything: table 2, first row."""
+    """W_{0..n-1} on everything."""
     halves = fixed.halves(exact(later_reward=later_reward))
     log_ratio = fixed.token_logprob(fixed.student) - fixed.log_mixture(ALPHA)
     whole = fixed.sequence_sum(log_ratio).exp()[fixed.sequence].unsqueeze(1)
@@ -186,7 +186,7 @@ def test_one_product_on_the_whole_return_is_biased(fixed, later_reward, angle, t
     ],
 )
 def test_per_token_weights_are_biased_under_the_mixture(fixed, switches, bias, angle, trace):
-    """Table 2, from the paper's approximation down: size of the bias, angle to g and noise."""
+    """From the paper's approximation to no weights at all: size of the bias, angle to g, noise."""
     chosen = {"single_step_weight": "none", "long_term_weight": "token", "later_reward": "sampled"} | switches
     moments = under_mixture(fixed, fixed.token_gradient(exact(**chosen), recorded_alpha=ALPHA))
     assert error(moments, fixed) == pytest.approx(bias, rel=0.25)
@@ -239,7 +239,7 @@ def test_horizon_norm_keeps_the_mean_of_expected_rewards_with_eos(with_eos):
 
 
 def test_a_sampled_log_ratio_as_loss_has_a_gradient_that_ignores_the_teacher(fixed):
-    """E_q[grad sum_t (log q(y_t) - log p(y_t))] = 0 for any teacher: why the settings refuse it (identity 18)."""
+    """E_q[grad sum_t (log q(y_t) - log p(y_t))] = 0 for any teacher: why the settings refuse it."""
     logits = fixed.student.clone().requires_grad_()
     log_q = fixed.sequence_sum(fixed.token_logprob(logits))
     log_p = fixed.sequence_sum(fixed.token_logprob(fixed.teacher))

@@ -1,4 +1,4 @@
-"""Identities of one token and of one batch: what the formulas of sections 2 and 4 of the paper's algebra promise."""
+"""Identities of one token and of one batch, for any numbers: gradients, weights, the clip, returns, signs."""
 
 import math
 from dataclasses import replace

@@ -11,8 +11,9 @@ import ray
 from scripted.cluster import ScriptedCluster
 
 from minillm_ray.config import InputError, load_config
+from minillm_ray.config.errors import Terminated
 from minillm_ray.phases.authentication import set_ray_environment
-from minillm_ray.phases.cluster import Terminated, cluster, plan_and_check
+from minillm_ray.phases.cluster import cluster, plan_and_check
 
 WriteRun = Callable[..., Path]
 
@@ -65,6 +66,7 @@ def test_the_cluster_is_left_whatever_happens(
 
 def test_sigterm_ends_the_run_like_an_error(write_run: WriteRun, scripted_cluster: ScriptedCluster) -> None:
     """As `ray job stop` sends it: the cluster is left before the process ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # were it not handled, this process would end here
     with pytest.raises(Terminated), cluster(load_config(write_run())):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.sigtimedwait([], 1.0)  # a handler runs between two instructions: leave it some
