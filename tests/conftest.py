@@ -1,4 +1,4 @@
-"""What every test shares: the environment, where helper modules lie, a run file that can be spoilt, tiny models.
+"""What every test shares: the environment, where shared modules lie, a run file that can be spoilt, tiny models.
 
 Environment variables are set before ray, torch or transformers is first imported: that is when they are read.
 """
@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 TESTS = Path(__file__).parent
-# Helper modules are imported by name: `scripted`, and `objective_bed` beside the tests of the objective.
+# Shared modules are imported by name: `scripted`, and `objective_bed` beside the tests of the objective.
 sys.path[:0] = [str(TESTS), str(TESTS / "unit" / "objective")]
 
 import pytest  # noqa: E402

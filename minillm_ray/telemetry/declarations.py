@@ -43,7 +43,7 @@ _METRICS = {
     "rollout/tokens_per_second/total": "Response tokens of the step over the time they took, all workers together",
     "rollout/generate_seconds/total": "From the first prompt handed out to the last response of the step",
     # Scoring.
-    "teacher/score_seconds/total": "From the last response of the step to the last of its scores, all replicas together",
+    "teacher/score_seconds/total": "From the last response of the step to the last score, all replicas together",
     "teacher/payload_bytes_per_token/mean": "What travels from teacher to learner for each response token",
     # Weights.
     "weights/publish_and_pull_seconds/total": "From a round's last update to the last replica's pull of that version",

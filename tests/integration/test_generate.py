@@ -21,10 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generate(folder: Path, out: Path) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable, "-m", "minillm_ray", "generate", str(folder / "student"),
-        "--data", str(folder / "held_out.jsonl"), "--out", str(out), "--template", "bare", "--max-response-tokens", "8", "--limit", "3",
-    ]  # fmt: skip
+    model, data = folder / "student", folder / "held_out.jsonl"
+    command = [sys.executable, "-m", "minillm_ray", "generate", str(model), "--data", str(data), "--out", str(out)]
+    command += ["--template", "bare", "--max-response-tokens", "8", "--limit", "3"]
     return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 

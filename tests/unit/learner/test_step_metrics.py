@@ -118,7 +118,7 @@ def test_the_numbers_are_the_plain_statistics_of_all_tokens(drawn: dict[str, tor
 
 
 def test_every_number_is_a_declared_metric_and_none_is_hidden(drawn: dict[str, torch.Tensor]) -> None:
-    """The helpers behind the effective sample size do not leave the room."""
+    """The sums behind the effective sample size do not leave the room."""
     numbers = finish_step(statistics(drawn, 0, len(LENGTHS)))
     assert set(numbers) <= set(METRICS)
     assert all(math.isfinite(value) for value in numbers.values())

@@ -5,6 +5,7 @@ import torch
 from scripted.models import VOCABULARY, make_trainer, tiny
 from scripted.scored import label_loss, random_sequences, supervised_set
 
+from minillm_ray.learner.ranks import Rank
 from minillm_ray.learner.supervised import SupervisedLearner
 
 TRAIN = random_sequences(seed=1)
@@ -13,10 +14,10 @@ ARCHITECTURES = ["llama", "gpt2", "gemma2", "granite", "phi"]
 
 
 def make_learner(
-    model: torch.nn.Module, *, micro_batch_tokens: int = 64, vocabulary_size: int = VOCABULARY
+    model: torch.nn.Module, *, micro_batch_tokens: int = 64, rank: Rank | None = None
 ) -> SupervisedLearner:
     return SupervisedLearner(
-        make_trainer(model, vocabulary_size=vocabulary_size),
+        make_trainer(model, rank=rank),
         train=supervised_set(TRAIN),
         validation=supervised_set(HELD_OUT),
         micro_batch_tokens=micro_batch_tokens,
@@ -78,6 +79,27 @@ def test_a_step_does_not_depend_on_micro_batch_tokens() -> None:
         assert norms == pytest.approx(results[0][1], rel=1e-4)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, results[0][2][name], atol=5e-6, rtol=1e-5)
+
+
+class OneOfTwo(Rank):
+    """A rank that hears nothing from the other."""
+
+    def sum(self, values: list[float]) -> list[float]:
+        return values
+
+    def max(self, values: list[float]) -> list[float]:
+        return values
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_rank_trains_and_measures_its_own_rows_alone(index: int) -> None:
+    """Every second one, beginning with its own number: no work is done twice."""
+    model = tiny("llama")
+    rank = OneOfTwo(index, 2, torch.device("cpu"), in_group=False)
+    learner = make_learner(model, rank=rank)
+    assert learner.validation_loss() == pytest.approx(label_loss(model, HELD_OUT[index::2]), rel=1e-5)
+    expected = label_loss(model, [TRAIN[row] for row in (4, 0, 2)[index::2]])
+    assert learner.step([4, 0, 2])[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_rows_that_pad_the_head_take_no_probability() -> None:
