@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from minillm_ray.config.errors import InputError, RunError
 
@@ -30,6 +30,10 @@ def get(references: Any, *, timeout_seconds: float, work: str) -> Any:
         raise RunError(f"{work} failed: {type(error.cause).__name__}: {error.cause}") from error
     except RayActorError as error:
         raise RunError(f"{work}: its actor died ({_last_line(error)}). See the files in RUN/logs") from error
+    except RayError as error:
+        raise RunError(
+            f"{work} failed: {type(error).__name__}: {_last_line(error)}. See the files in RUN/logs"
+        ) from error
 
 
 def even_shares(items: Sequence[Item], num_shares: int) -> list[list[Item]]:

@@ -49,6 +49,10 @@ def _train(options: argparse.Namespace) -> None:
     from minillm_ray.config.placement import describe_placement, plan_placement
 
     config = load_config(options.config, options.overrides)
+    if any(phase.kind == "minillm" for phase in config.phases):
+        from minillm_ray.phases.objective import objective_settings
+
+        objective_settings(config)
     if options.dry_run:
         device = "gpu" if config.ray.device == "gpu" else "cpu"
         print(dump_config(config))

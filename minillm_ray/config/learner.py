@@ -38,7 +38,7 @@ class LearnerSection(Section):
     max_gradient_norm: float = Field(1.0, gt=0)
     """The global gradient is clipped to this norm once an optimizer step."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up: hold the phase's learning rate, or let it fall to `final_learning_rate` at the last step."""
+    """After warm-up: hold the phase's learning rate, or let it fall to `final_learning_rate` by the end."""
     final_learning_rate: float = Field(0.0, ge=0)
     """Where the cosine schedule ends."""
     lora: LoraSection | None = None

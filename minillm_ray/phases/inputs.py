@@ -1,6 +1,6 @@
 """What a run reads, checked before anything is written or started: models, tokenizers, data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,14 @@ class Inputs:
     def end_token_id(self) -> int:
         return require_eos(self.tokenizer)
 
+    def moved(self, old: Path, new: Path) -> "Inputs":
+        """The same inputs after folder `old`, which may hold the models, was renamed to `new`."""
+
+        def path(model: str) -> str:
+            return str(new / Path(model).relative_to(old)) if Path(model).is_relative_to(old) else model
+
+        return replace(self, student=path(self.student), teacher=path(self.teacher))
+
     def prompts(self, examples: list[Example]) -> PromptSet:
         """Tokenised prompts of `examples`."""
         return build_prompt_set(examples, self.tokenizer, self.template, self.max_prompt_tokens)
@@ -71,12 +79,11 @@ class Inputs:
         )
 
 
-def prepare_inputs(config: RunConfig) -> Inputs:
-    """Read and check everything that `config` names; the quick start's own data and models are made in RUN.
+def prepare_inputs(config: RunConfig, *, embedded: Path) -> Inputs:
+    """Read and check everything that `config` names; the quick start's own data and models are made in `embedded`.
 
     Raises InputError with the value, what was expected and the remedy.
     """
-    embedded = config.run_dir / "embedded"
     sources = {config.data.train, config.data.held_out}
     if "embedded" in sources:
         write_embedded(

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, replace
 
 import ray
 
-from minillm_ray.config.errors import InputError
 from minillm_ray.config.phases import MiniLLMPhase
 from minillm_ray.config.run import RunConfig
 from minillm_ray.evaluation.held_out import HeldOutEvaluation, HeldOutScores
-from minillm_ray.objective import ObjectiveSettings
+from minillm_ray.phases.objective import objective_settings
 from minillm_ray.phases.plain_text import PlainTextSupply
 from minillm_ray.phases.roles import (
     PromptReferences,
@@ -31,25 +30,6 @@ class MiniLLMScores:
     teacher: HeldOutScores
     before: HeldOutScores
     after: HeldOutScores
-
-
-def objective_settings(config: RunConfig) -> ObjectiveSettings:
-    """The objective that `config` asks for. Raises InputError for values that contradict each other."""
-    section = config.objective
-    given = {name: value for name, value in section.model_dump(exclude={"preset"}).items() if value is not None}
-    preset_needs_horizon = section.preset == "official" or section.return_norm == "horizon"
-    if preset_needs_horizon:
-        given.setdefault("horizon", config.rollout.max_response_tokens)
-    try:
-        settings = ObjectiveSettings.from_preset(section.preset, **given)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if settings.alpha > 0:
-        raise InputError(
-            f"objective.alpha is {settings.alpha}; expected 0: responses are drawn from the student alone. "
-            f"Set objective.alpha=0"
-        )
-    return settings
 
 
 def run_minillm(context: RunContext, phase: MiniLLMPhase, models: Models, *, name: str) -> tuple[Models, MiniLLMScores]:

@@ -1,5 +1,6 @@
 """A whole run: checks, a folder, a cluster, one phase after the other, a table, a student."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,9 +10,10 @@ from minillm_ray.config.load import dump_config
 from minillm_ray.config.phases import MiniLLMPhase, SftPhase
 from minillm_ray.config.run import RunConfig
 from minillm_ray.evaluation.held_out import HeldOutScores
-from minillm_ray.phases.cluster import cluster
-from minillm_ray.phases.inputs import prepare_inputs
-from minillm_ray.phases.minillm import MiniLLMScores, objective_settings, run_minillm
+from minillm_ray.phases.cluster import ClusterFacts, cluster
+from minillm_ray.phases.inputs import Inputs, prepare_inputs
+from minillm_ray.phases.minillm import MiniLLMScores, run_minillm
+from minillm_ray.phases.objective import objective_settings
 from minillm_ray.phases.run_context import Models, RunContext
 from minillm_ray.phases.sft import run_sft
 from minillm_ray.telemetry.console import RunConsole, format_duration, print_table
@@ -34,39 +36,40 @@ def run(config: RunConfig, *, fresh: bool) -> None:
     run_dir = config.run_dir
     if not fresh:
         _require_unused(run_dir)
-    with cluster(config) as facts:
-        if fresh:
-            _move_aside(run_dir)
-        existed = run_dir.exists()
-        try:
-            inputs = prepare_inputs(config)
-        except InputError:
-            if not existed:
-                shutil.rmtree(run_dir, ignore_errors=True)
-            raise
-        write_atomically(run_dir / "config.yaml", dump_config(config))
-        context = RunContext(
-            config=config,
-            cluster=facts,
-            inputs=inputs,
-            console=RunConsole(),
-            metrics=MetricsWriter(
-                run_dir / "metrics.jsonl", run_dir / "tensorboard" if config.telemetry.tensorboard else None
-            ),
-            events=EventsWriter(run_dir / "events.jsonl"),
-            samples=SamplesWriter(run_dir / "samples.parquet"),
-        )
-        try:
-            scores = _run_phases(context, Models(inputs.student, inputs.teacher))
-        finally:
-            context.console.end()
-            context.samples.close()
-            context.metrics.close()
-            context.events.close()
+    # Whatever is made before everything is known to be in order is made beside the run's folder.
+    staging = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.new")
+    try:
+        inputs = prepare_inputs(config, embedded=staging / "embedded")
+        with cluster(config) as facts:
+            _settle(staging, run_dir)
+            scores = _run_in(run_dir, config, facts, inputs.moved(staging, run_dir))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     if scores is not None:
         _print_scores(scores)
     print(f"The student is in {run_dir / 'student'}; everything else of the run in {run_dir}.")
     print(f"The run took {format_duration(time.monotonic() - began)}.")
+
+
+def _run_in(run_dir: Path, config: RunConfig, facts: ClusterFacts, inputs: Inputs) -> MiniLLMScores | None:
+    write_atomically(run_dir / "config.yaml", dump_config(config))
+    tensorboard = run_dir / "tensorboard" if config.telemetry.tensorboard else None
+    context = RunContext(
+        config=config,
+        cluster=facts,
+        inputs=inputs,
+        console=RunConsole(),
+        metrics=MetricsWriter(run_dir / "metrics.jsonl", tensorboard),
+        events=EventsWriter(run_dir / "events.jsonl"),
+        samples=SamplesWriter(run_dir / "samples.parquet"),
+    )
+    try:
+        return _run_phases(context, Models(inputs.student, inputs.teacher))
+    finally:
+        context.console.end()
+        context.samples.close()
+        context.metrics.close()
+        context.events.close()
 
 
 def _run_phases(context: RunContext, models: Models) -> MiniLLMScores | None:
@@ -108,10 +111,14 @@ def _require_unused(run_dir: Path) -> None:
         )
 
 
-def _move_aside(run_dir: Path) -> None:
-    if not run_dir.exists():
-        return
-    number = 1
-    while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-        number += 1
-    run_dir.rename(target)
+def _settle(staging: Path, run_dir: Path) -> None:
+    """Move an earlier run aside and give what was prepared its place in the new one."""
+    if run_dir.exists() and any(run_dir.iterdir()):
+        number = 1
+        while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+            number += 1
+        run_dir.rename(target)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if staging.exists():
+        for item in staging.iterdir():
+            item.rename(run_dir / item.name)

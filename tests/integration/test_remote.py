@@ -26,11 +26,6 @@ def local_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-other_ray_errors = pytest.mark.xfail(
-    reason="remote.get knows deadlines, dead actors and exceptions in actors, but no other RayError", strict=True
-)
-
-
 class Trouble(Exception):
     """An exception with a form of its own: two arguments, which a copy made from its text would not have."""
 
@@ -103,7 +98,6 @@ def test_an_exception_in_an_actor_names_the_work_its_kind_and_its_message(worker
     assert message == "teacher 0: scoring failed: ValueError: no such token"
 
 
-@other_ray_errors
 def test_an_exception_that_cannot_be_rebuilt_here_still_says_what_it_was(worker: ray.actor.ActorHandle) -> None:
     """As some libraries' own exceptions cannot: their text is what is left."""
     message = failure(worker.fail_in_trouble.remote())
@@ -145,7 +139,6 @@ def test_an_actor_that_cannot_be_built_says_why() -> None:
     assert "\n" not in message
 
 
-@other_ray_errors
 def test_a_task_whose_process_dies_ends_the_run_in_our_words() -> None:
     """Work outside an actor too."""
 

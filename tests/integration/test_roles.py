@@ -15,7 +15,7 @@ from minillm_ray.learner.distillation import StepReport
 from minillm_ray.learner.step_metrics import combine_step, finish_step
 from minillm_ray.phases.cluster import cluster
 from minillm_ray.phases.inputs import prepare_inputs
-from minillm_ray.phases.minillm import objective_settings
+from minillm_ray.phases.objective import objective_settings
 from minillm_ray.phases.roles import PromptReferences, distillation_group, rollout_pool, teacher_pool
 from minillm_ray.pipeline.ledger import Ledger
 from minillm_ray.pipeline.synchronous import PipelineStep, RoundPlan, SynchronousPipeline
@@ -53,7 +53,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     phase = config.phases[2]
     result = Outcome()
     with cluster(config) as facts:
-        inputs = prepare_inputs(config)
+        inputs = prepare_inputs(config, embedded=run_dir / "embedded")
         prompts = PromptReferences(
             ray.put(inputs.prompts(inputs.train[:20])), ray.put(inputs.prompts(inputs.held_out[:4]))
         )

@@ -269,7 +269,6 @@ class _Ignored(list[str]):
         pass
 
 
-@pytest.mark.xfail(reason="run_dir is moved aside before the inputs are checked", strict=True)
 def test_a_refused_fresh_run_leaves_the_earlier_one_where_it_is(
     refused: Refused, run_folder: Path, write_run: WriteRun
 ) -> None:
@@ -281,13 +280,7 @@ def test_a_refused_fresh_run_leaves_the_earlier_one_where_it_is(
     require(refused("train", path, "--fresh"), "holds no rows")
 
 
-@pytest.mark.parametrize(
-    "existed",
-    [
-        False,
-        pytest.param(True, marks=pytest.mark.xfail(reason="only a run_dir that was not there is cleared", strict=True)),
-    ],
-)
+@pytest.mark.parametrize("existed", [False, True])
 def test_a_refused_quick_start_leaves_no_data_behind(
     existed: bool, refused: Refused, run_folder: Path, write_run: WriteRun, few_embedded_rows: None
 ) -> None:

@@ -14,7 +14,8 @@ WriteRun = Callable[..., Path]
 
 
 def prepare(path: Path, *overrides: str) -> Inputs:
-    return prepare_inputs(load_config(path, overrides))
+    config = load_config(path, overrides)
+    return prepare_inputs(config, embedded=config.run_dir / "embedded")
 
 
 def refusal(path: Path, *overrides: str) -> str:
