@@ -55,7 +55,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_the_placement(
 
 
 def test_a_dry_run_loads_nothing_and_writes_nothing(write_run: WriteRun, tmp_path: Path) -> None:
-    """Neither Ray nor a model library, torch at most, for the objective; the models and data of this file do not even exist."""
+    """Neither Ray nor a model library, at most torch for the objective; the models and data do not even exist."""
     path = write_run()
     status, output, heavy = run_and_list_heavy("train", path, "--dry-run")
     assert (status, heavy - {"numpy", "torch"}) == (0, set())
