@@ -6,11 +6,13 @@ so far keep the log-probabilities and the version that drew them, later ones are
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 _CPU_BLOCK_TOKENS = 32
+_CPU_STEP_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,7 @@ class GenerationEngine:
     def __init__(self, settings: EngineSettings, *, temperature: float, stop_token_ids: Sequence[int]) -> None:
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from minillm_ray.engines.padded_vocabulary import MaskPaddedVocabulary
-
-        self._engine = LLMEngine.from_engine_args(
-            engine_arguments(
-                settings,
-                logprobs_mode="processed_logprobs",
-                logits_processors=[MaskPaddedVocabulary],
-            )
-        )
+        self._engine = LLMEngine.from_engine_args(engine_arguments(settings, _sampling_role(settings)))
         self._vocabulary_size = settings.vocabulary_size
         self._temperature = temperature
         self._stop_token_ids = list(stop_token_ids)
@@ -100,18 +94,11 @@ class GenerationEngine:
             raise RuntimeError(f"vLLM kept its prefix cache after loading weight version {version}")
 
 
-def engine_arguments(
-    settings: EngineSettings,
-    *,
-    logprobs_mode: str = "raw_logprobs",
-    logits_processors: list[type] | None = None,
-    pooling: bool = False,
-) -> "object":
-    """vLLM's EngineArgs for an engine in this process; `pooling` makes it return final hidden states."""
+def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
+    """vLLM's EngineArgs for an engine in this process. role: what sampling and pooling engines set differently."""
     from vllm.engine.arg_utils import EngineArgs
 
     on_cpu = settings.device == "cpu"
-    pooler = {"task": "token_embed", "use_activation": False}
     return EngineArgs(
         model=settings.model,
         dtype=settings.dtype,
@@ -124,16 +111,24 @@ def engine_arguments(
         skip_tokenizer_init=True,
         seed=settings.seed,
         disable_log_stats=True,
-        **(
-            {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
-            if pooling
-            else {"logprobs_mode": logprobs_mode, "logits_processors": logits_processors}
-        ),
+        **role,
     )
 
 
-def _sequence(request_output: "object") -> GeneratedSequence:
-    output = request_output.outputs[0]  # type: ignore[attr-defined]
+def _sampling_role(settings: EngineSettings) -> dict[str, Any]:
+    from minillm_ray.engines.padded_vocabulary import MaskPaddedVocabulary
+
+    role: dict[str, Any] = {"logprobs_mode": "processed_logprobs", "logits_processors": [MaskPaddedVocabulary]}
+    if settings.device == "cpu":
+        # A prompt whose prefill is cut over two steps makes vLLM rewind the request's random generator, which torch
+        # cannot do on a CPU ("CPU Generator does not use offset"): here every prompt is prefilled in one step.
+        tokens = max(_CPU_STEP_TOKENS, settings.max_model_tokens)
+        role |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+    return role
+
+
+def _sequence(request_output: Any) -> GeneratedSequence:
+    output = request_output.outputs[0]
     token_ids = np.asarray(output.token_ids, dtype=np.int32)
     logprob = np.asarray(
         [row[token].logprob for token, row in zip(output.token_ids, output.logprobs, strict=True)], dtype=np.float32
@@ -142,7 +137,7 @@ def _sequence(request_output: "object") -> GeneratedSequence:
     for span in output.weight_versions or ():
         weight_version[span.start : span.end] = int(span.version)
     return GeneratedSequence(
-        request_id=request_output.request_id,  # type: ignore[attr-defined]
+        request_id=request_output.request_id,
         token_ids=token_ids,
         logprob=logprob,
         weight_version=weight_version,

@@ -7,6 +7,12 @@ from torch import Tensor
 
 from minillm_ray.engines.generation import EngineSettings, engine_arguments
 
+_POOLING = {
+    "runner": "pooling",
+    "convert": "embed",
+    "pooler_config": {"task": "token_embed", "use_activation": False},
+}
+
 
 class PoolingEngine:
     """Hidden states of whole sequences; times the model's head they are its full next-token distributions."""
@@ -14,7 +20,7 @@ class PoolingEngine:
     def __init__(self, settings: EngineSettings) -> None:
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._engine = LLMEngine.from_engine_args(engine_arguments(settings, pooling=True))
+        self._engine = LLMEngine.from_engine_args(engine_arguments(settings, _POOLING))
         self._num_requests = 0
 
     def hidden_states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -14,6 +14,9 @@ import torch
 CPU_TILE_BYTES = 12 * 2**20
 CPU_CHUNK_TOKENS = 256
 """Longer products are no faster on a CPU, and the buffers of longer chunks cost page faults at every call."""
+ROW_MULTIPLE = 32
+"""Products whose row count is no multiple of it run up to a tenth slower (MKL on Zen 4: 171 rows cost more than 176).
+"""
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,26 @@ def choose_chunking(
     chunk_buffers: int,
     tile_buffers: int,
 ) -> Chunking:
-    """The fewest chunks of even length whose buffers of V numbers a token fit in memory_mb; one token at the least."""
+    """The fewest chunks whose buffers of V numbers a token fit in memory_mb; one token at the least."""
     row_bytes = vocab_size * dtype.itemsize
     memory = memory_mb * 2**20
+    whole = memory // (row_bytes * (chunk_buffers + tile_buffers))
     if device.type != "cpu":
-        chunk = _even(num_tokens, memory // (row_bytes * (chunk_buffers + tile_buffers)))
+        chunk = _divide(num_tokens, whole)
         return Chunking(chunk, chunk)
-    tile = max(CPU_TILE_BYTES // (row_bytes * (2 + tile_buffers)), torch.get_num_threads())
+    cached = CPU_TILE_BYTES // (row_bytes * (2 + tile_buffers))
+    tile = max(min(whole, max(cached, torch.get_num_threads())), 1)
     fitting = (memory - tile * tile_buffers * row_bytes) // (row_bytes * chunk_buffers)
-    chunk = _even(num_tokens, min(fitting, CPU_CHUNK_TOKENS))
-    return Chunking(chunk, _even(chunk, tile))
+    chunk = _divide(num_tokens, min(fitting, CPU_CHUNK_TOKENS))
+    return Chunking(chunk, min(tile, chunk))
 
 
-def _even(total: int, limit: int) -> int:
-    """The length of the fewest equal parts of `total` that are at most `limit` long, at least 1."""
-    num_parts = math.ceil(total / max(limit, 1))
-    return math.ceil(total / max(num_parts, 1)) or 1
+def _divide(num_tokens: int, limit: int) -> int:
+    """Chunk length, at most `limit` and at least 1: `num_tokens` in the fewest chunks, of nearly even length."""
+    if limit > ROW_MULTIPLE:
+        limit -= limit % ROW_MULTIPLE
+    num_chunks = max(math.ceil(num_tokens / max(limit, 1)), 1)
+    even = math.ceil(num_tokens / num_chunks)
+    if num_chunks > 1 and limit >= ROW_MULTIPLE:
+        even += -even % ROW_MULTIPLE
+    return max(even, 1)

@@ -1,0 +1,114 @@
+"""The sampling engine on real vLLM: what a response depends on, and what it does not."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minillm_ray.data import write_embedded
+from minillm_ray.engines.embedded_models import write_embedded_model
+from minillm_ray.engines.environment import engine_environment
+from minillm_ray.engines.generation import EngineSettings, GeneratedSequence, GenerationEngine
+
+VOCABULARY = 500  # the head has 512 rows: the last ones stand for padding
+NUM_NEW_TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained embedded student, tied."""
+    folder = tmp_path_factory.mktemp("engine") / "embedded"
+    write_embedded(folder, num_train=40, num_held_out=8, vocab_size=512, seed=0)
+    write_embedded_model("student", folder / "tokenizer", folder / "student", 0)
+    return folder / "student"
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> GenerationEngine:
+    """In this process, as in an actor's."""
+    os.environ |= engine_environment(device="cpu", threads=1, kv_cache_gib=1.0) | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    settings = EngineSettings(
+        model=str(folder),
+        dtype="float32",
+        max_model_tokens=128,
+        tensor_parallel=1,
+        device="cpu",
+        vocabulary_size=VOCABULARY,
+        seed=0,
+    )
+    return GenerationEngine(settings, temperature=0.9, stop_token_ids=[0])
+
+
+def drain(
+    engine: GenerationEngine, prompts: dict[int, list[int]], steps: int | None = None
+) -> dict[int, GeneratedSequence]:
+    """Sample a response to each prompt, seeded by its number; with `steps`, stop after so many engine steps."""
+    for number, prompt in prompts.items():
+        engine.add(str(number), prompt, max_new_tokens=NUM_NEW_TOKENS, seed=1000 + number)
+    return finish(engine, steps)
+
+
+def finish(engine: GenerationEngine, steps: int | None = None) -> Sequences:
+    done: Sequences = {}
+    while engine.has_unfinished() and (steps is None or steps > 0):
+        done |= {int(sequence.request_id): sequence for sequence in engine.step()}
+        steps = None if steps is None else steps - 1
+    return done
+
+
+def prompts(count: int, length: int = 100) -> dict[int, list[int]]:
+    generator = np.random.default_rng(0)
+    return {number: generator.integers(1, VOCABULARY, length).tolist() for number in range(count)}
+
+
+def expected_logprobs(model: AutoModelForCausalLM, prompt: list[int], sequence: GeneratedSequence) -> np.ndarray:
+    """Of the drawn tokens, at the sampling temperature and without the padding rows, by transformers."""
+    ids = torch.tensor([*prompt, *sequence.token_ids.tolist()])[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY]
+    logprobs = (logits / 0.9).log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(sequence.token_ids, dtype=torch.long)[:, None])[:, 0].numpy()
+
+
+def test_more_prompts_than_one_step_takes_are_all_answered_as_if_each_were_alone(engine: GenerationEngine) -> None:
+    """60 prompts of 100 tokens do not fit into one step's 4,096; a response depends on its seed alone."""
+    many = prompts(60)
+    together = drain(engine, many)
+    assert sorted(together) == sorted(many)
+    for number in (0, 31, 59):
+        alone = drain(engine, {number: many[number]})[number]
+        assert alone.token_ids.tolist() == together[number].token_ids.tolist()
+
+
+def test_reported_logprobs_are_those_of_the_tempered_distribution_without_padding(
+    engine: GenerationEngine, folder: Path
+) -> None:
+    """log q at temperature 0.9 over the tokenizer's ids; no padding row is ever drawn."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for number, sequence in drain(engine, prompts(8)).items():
+        assert sequence.token_ids.max() < VOCABULARY
+        np.testing.assert_allclose(sequence.logprob, expected_logprobs(model, prompts(8)[number], sequence), atol=1e-4)
+
+
+def test_a_request_in_flight_goes_on_with_the_new_weights_and_keeps_what_the_old_ones_drew(
+    engine: GenerationEngine, folder: Path
+) -> None:
+    """Three tokens of version 0, then new weights: later tokens are exact under them, and each knows its version."""
+    old = AutoModelForCausalLM.from_pretrained(folder)
+    new = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    prompt = prompts(1)
+    assert drain(engine, prompt, steps=3) == {}
+    engine.load_weights(new.state_dict().items(), 7)
+    sequence = finish(engine)[0]
+    drawn_by_new = sequence.weight_version == 7
+    assert drawn_by_new.tolist() == [False] * 3 + [True] * (len(sequence.token_ids) - 3)
+    for model, chosen in ((old, ~drawn_by_new), (new, drawn_by_new)):
+        expected = expected_logprobs(model, prompt[0], sequence)
+        np.testing.assert_allclose(sequence.logprob[chosen], expected[chosen], atol=1e-4)
+    engine.load_weights(old.state_dict().items(), 0)
