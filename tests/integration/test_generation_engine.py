@@ -16,6 +16,8 @@ from minillm_ray.engines.generation import EngineSettings, GeneratedSequence, Ge
 VOCABULARY = 500  # the head has 512 rows: the last ones stand for padding
 NUM_NEW_TOKENS = 6
 
+Sequences = dict[int, GeneratedSequence]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
