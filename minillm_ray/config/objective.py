@@ -28,9 +28,9 @@ class ObjectiveSection(Section):
     whiten: Literal["none", "valid", "all_slots"] | None = None
     """Centre and scale the returns over a batch; costs one more product with each head."""
     reward_scale: float | None = Field(None, gt=0.0)
-    """Sampled rewards are divided by it."""
+    """Rewards are divided by it, sampled and expected ones."""
     reward_clip: float | None = Field(None, gt=0.0)
-    """Sampled rewards are clipped to plus and minus this."""
+    """Rewards are clipped to plus and minus this, after scaling."""
     single_step_weight: Literal["none", "token", "prefix"] | None = None
     """Importance weight of the exact half."""
     long_term_weight: Literal["none", "token", "product"] | None = None

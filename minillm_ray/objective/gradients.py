@@ -41,14 +41,23 @@ class Gradients:
         return self.hidden is None and self.weight is None and self.bias is None
 
     @classmethod
-    def zeros(cls, wanted: Wanted, hidden: Tensor, head: Head, *, dtype: torch.dtype) -> "Gradients":
-        """To be added to. Rows that pad the vocabulary stay 0."""
-        rows, options = head.weight.shape[0], {"dtype": dtype, "device": hidden.device}
-        return cls(
-            hidden=torch.zeros_like(hidden) if wanted.hidden else None,
-            weight=torch.zeros(rows, hidden.shape[1], **options) if wanted.weight else None,
-            bias=torch.zeros(rows, **options) if wanted.bias else None,
+    def make(cls, wanted: Wanted, hidden: Tensor, head: Head, *, vocab_size: int, dtype: torch.dtype) -> "Gradients":
+        """Room for the gradients of one walk: it writes every entry but the rows that pad the vocabulary, which are 0.
+
+        A batch without tokens is not walked: all its gradients are 0 from the start.
+        """
+        (num_tokens, width), rows = hidden.shape, head.weight.shape[0]
+        options = {"dtype": dtype, "device": hidden.device}
+        made = cls(
+            hidden=torch.empty_like(hidden) if wanted.hidden else None,
+            weight=torch.empty(rows, width, **options) if wanted.weight else None,
+            bias=torch.empty(rows, **options) if wanted.bias else None,
         )
+        unwritten = slice(vocab_size if num_tokens else 0, None)
+        for tensor in (made.weight, made.bias):
+            if tensor is not None:
+                tensor[unwritten].zero_()
+        return made
 
 
 def attach(loss: Tensor, hidden: Tensor, head: Head, gradients: Gradients) -> Tensor:

@@ -53,7 +53,7 @@ def minillm_loss(
         student_hidden, student_head, teacher_hidden, teacher_head, tokens, cu_seqlens,
         sampler_logprob, behavior_logprob, settings, normalizer,
     )  # fmt: skip
-    gradients = _empty_gradients(batch, Wanted.of(batch.student_hidden, batch.student_head))
+    gradients = _room(batch, Wanted.of(batch.student_hidden, batch.student_head))
     result = assemble(batch, run_walk(batch, gradients, forward_kl=forward_kl))
     return replace(result, loss=attach(result.loss, batch.student_hidden, batch.student_head, gradients))
 
@@ -85,14 +85,16 @@ def term_gradients(
     )  # fmt: skip
     halves = []
     for single_step in (True, False):
-        gradients = _empty_gradients(batch, Wanted(hidden=True, weight=False, bias=False))
+        gradients = _room(batch, Wanted(hidden=True, weight=False, bias=False))
         run_walk(batch, gradients, single_step=single_step, long_term=not single_step)
         halves.append(gradients.hidden)
     return TermGradients(*halves)
 
 
-def _empty_gradients(batch: Batch, wanted: Wanted) -> Gradients:
-    return Gradients.zeros(wanted, batch.student_hidden, batch.student_head, dtype=batch.dtype)
+def _room(batch: Batch, wanted: Wanted) -> Gradients:
+    return Gradients.make(
+        wanted, batch.student_hidden, batch.student_head, vocab_size=batch.vocab_size, dtype=batch.dtype
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def run_walk(
     single_step: bool = True,
     long_term: bool = True,
 ) -> Walked:
-    """The walk, after a survey of whatever has to be known before the first gradient; adds to `gradients`."""
+    """The walk, after a survey of whatever has to be known before the first gradient; fills `gradients`."""
     settings = batch.settings
     with torch.no_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
         options = {"vocab_size": batch.vocab_size, "temperature": settings.temperature, "dtype": batch.dtype}

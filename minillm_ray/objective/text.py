@@ -81,8 +81,9 @@ def text_loss(
         coef=coef,
         normalizer=normalizer,
     )
-    gradients = Gradients.zeros(
-        Wanted.of(student_hidden, batch.student_head), student_hidden, batch.student_head, dtype=batch.dtype
+    wanted = Wanted.of(student_hidden, batch.student_head)
+    gradients = Gradients.make(
+        wanted, student_hidden, batch.student_head, vocab_size=batch.vocab_size, dtype=batch.dtype
     )
     with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
         nll, forward_kl = _walk(batch, gradients, logits_memory_mb)
@@ -147,7 +148,7 @@ def check_text(
 
 
 def _walk(batch: TextBatch, gradients: Gradients, memory_mb: int) -> tuple[Tensor, Tensor | None]:
-    """nll and forward_kl [N], each chunk visited once; gradients are added to `gradients`."""
+    """nll and forward_kl [N], each chunk visited once; `gradients` is filled."""
     options = {"vocab_size": batch.vocab_size, "temperature": 1.0, "dtype": batch.dtype}
     student = HeadProducts(batch.student_hidden, batch.student_head, **options)
     teacher = None

@@ -46,7 +46,7 @@ def walk(
     single_step: bool = True,
     long_term: bool = True,
 ) -> tuple[TokenStatistics, Tensor]:
-    """Statistics and advantages [N] of every token, each chunk visited once; gradients are added to `made`.
+    """Statistics and advantages [N] of every token, each chunk visited once; `made` is filled.
 
     advantage                [N], where it is known before.
     single_step, long_term   which halves of the loss the gradients are of.
