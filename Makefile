@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-fast lint smollm2 chaos clean
+.PHONY: setup demo test test-fast lint
 
 setup: $(VENV)/.ready
 
