@@ -25,7 +25,11 @@ def test_a_signal_in_the_middle_of_training_stops_every_process(
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (tmp_path / "stderr").open("wb") as stderr:
         run = subprocess.Popen(
-            [*command, "-s", f"run_dir={tmp_path / 'run'}"], env=environment, stdout=subprocess.DEVNULL, stderr=stderr
+            [*command, "-s", f"run_dir={tmp_path / 'run'}"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            preexec_fn=heed_interrupts,
         )
     try:
         wait_until_training(run, tmp_path / "stderr")
@@ -40,6 +44,11 @@ def test_a_signal_in_the_middle_of_training_stops_every_process(
     assert "Traceback" not in message
     _, alive = psutil.wait_procs(started, timeout=DEADLINE_SECONDS)
     assert alive == []
+
+
+def heed_interrupts() -> None:
+    """A test run in the background ignores SIGINT and its children would inherit that; at a terminal they do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_training(run: subprocess.Popen, stderr: Path) -> None:
