@@ -13,8 +13,8 @@ import torch
 
 CPU_TILE_BYTES = 12 * 2**20
 CPU_CHUNK_TOKENS = 512
-"""A product packs its whole head anew, which short chunks pay often: 0.4 s a chunk for V = 151,936, d = 896 and 2048, on
-two cores. Beyond this length little is gained, and the buffers cost page faults at every call."""
+"""A product packs its whole head anew, which short chunks pay often: 0.4 s a chunk for V = 151,936, d = 896 and 2048
+on two cores. Beyond this length little is gained, and the buffers cost page faults at every call."""
 ROW_MULTIPLE = 32
 """Products whose row count is no multiple of it run up to a tenth slower (MKL on Zen 4: 171 rows cost more than 176).
 """
