@@ -7,6 +7,7 @@ with.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +143,11 @@ class DistillationLearner:
     def _objective(
         self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch, normalizer: float
     ) -> MiniLLMResult:
-        return minillm_loss(
+        return minillm_loss(*self._inputs(batch, hidden, head, rollouts), normalizer)
+
+    def _inputs(self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch) -> tuple[Any, ...]:
+        """What the objective and its probe both take, in their order."""
+        return (
             hidden,
             head,
             rollouts.teacher_hidden(batch),
@@ -152,7 +157,6 @@ class DistillationLearner:
             rollouts.sampler(batch),
             rollouts.behavior(batch),
             self._settings,
-            normalizer=normalizer,
         )
 
     def _text_loss(self, batch: MicroBatch, hidden: Tensor, head: Head, text: ScoredBatch, normalizer: float) -> Tensor:
@@ -170,17 +174,7 @@ class DistillationLearner:
         ).loss
 
     def _probe(self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch) -> dict[str, Reduction]:
-        gradients = term_gradients(
-            hidden.detach(),
-            head,
-            rollouts.teacher_hidden(batch),
-            self._teacher_head,
-            batch.tokens,
-            batch.cu_seqlens,
-            rollouts.sampler(batch),
-            rollouts.behavior(batch),
-            self._settings,
-        )
+        gradients = term_gradients(*self._inputs(batch, hidden.detach(), head, rollouts))
         ratio = signal_to_noise(gradients.long_term, batch.cu_seqlens)
         return {"objective/long_term_gradient_snr/probe": Mean(ratio, 1.0)} if ratio == ratio else {}
 

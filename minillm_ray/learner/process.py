@@ -1,6 +1,7 @@
 """What every rank of a learner group does, whatever it trains: join, load the model, save it."""
 
 import socket
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class TrainingSpec:
     seed: int
 
 
-class RankProcess:
+class RankProcess(ABC):
     """One rank: `address` on rank 0, `join` on all with that address, then the work of a subclass."""
 
     def __init__(self, spec: TrainingSpec, index: int, size: int, log_file: Path) -> None:
@@ -79,9 +80,9 @@ class RankProcess:
         self.trainer = StudentTrainer(student, rank, optimizer=spec.optimizer, schedule=spec.schedule)
         self._on_joined(rank)
 
+    @abstractmethod
     def _on_joined(self, rank: Rank) -> None:
         """Build what needs the trainer; called once on each rank."""
-        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer to `folder` in Hugging Face format; every rank calls it, rank 0 writes."""
