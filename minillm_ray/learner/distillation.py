@@ -7,7 +7,6 @@ with.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,9 @@ from minillm_ray.learner.step_metrics import combine_step, micro_batch_metrics
 from minillm_ray.learner.trainer import StepOutcome, StudentTrainer
 from minillm_ray.objective import Head, MiniLLMResult, ObjectiveSettings, minillm_loss, term_gradients, text_loss
 from minillm_ray.telemetry.reductions import Mean, Reduction, Sum
+
+Inputs = tuple[Tensor, Head, Tensor, Head, Tensor, Tensor, Tensor, Tensor | None, ObjectiveSettings]
+"""The positional arguments of `minillm_loss`, the normaliser left out."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,9 @@ class DistillationLearner:
     def _objective(
         self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch, normalizer: float
     ) -> MiniLLMResult:
-        return minillm_loss(*self._inputs(batch, hidden, head, rollouts), normalizer)
+        return minillm_loss(*self._inputs(batch, hidden, head, rollouts), normalizer=normalizer)
 
-    def _inputs(self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch) -> tuple[Any, ...]:
+    def _inputs(self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch) -> Inputs:
         """What the objective and its probe both take, in their order."""
         return (
             hidden,

@@ -72,7 +72,7 @@ def _open_tensorboard(folder: Path) -> "SummaryWriter":
     except ImportError as error:
         raise InputError(
             f"telemetry.tensorboard is on, but tensorboard is not installed ({error}). "
-            f"Install it (pip install tensorboard), or turn the switch off; metrics.jsonl has the same "
+            f'Install it (pip install "minillm_ray[tensorboard]"), or turn the switch off; metrics.jsonl has the same '
             f"numbers."
         ) from error
     return SummaryWriter(str(folder))
