@@ -1,6 +1,6 @@
 """The arguments of the objective, checked and brought to one form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,17 @@ from minillm_ray.objective import checks
 from minillm_ray.objective.head import Head, as_head, compute_dtype
 from minillm_ray.objective.layout import Layout
 from minillm_ray.objective.settings import ObjectiveSettings
+from minillm_ray.objective.teachers import (
+    HiddenTeacher,
+    SampledTeacher,
+    Teacher,
+    TeacherArgument,
+    TopKTeacher,
+    check_teacher,
+    check_top_k,
+    must_be_finite,
+    teacher_tensors,
+)
 from minillm_ray.objective.weights import Recorded
 
 
@@ -18,8 +29,7 @@ class Batch:
 
     student_hidden: Tensor
     student_head: Head
-    teacher_hidden: Tensor
-    teacher_head: Head
+    teacher: Teacher
     tokens: Tensor
     layout: Layout
     recorded: Recorded
@@ -32,23 +42,27 @@ class Batch:
 def check_batch(
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Head | Tensor,
+    teacher_hidden: TeacherArgument,
+    teacher_head: Head | Tensor | None,
     tokens: Tensor,
     cu_seqlens: Tensor,
     sampler_logprob: Tensor | None,
     behavior_logprob: Tensor | None,
     settings: ObjectiveSettings,
     normalizer: float | None,
+    *,
+    forward_kl: bool,
 ) -> Batch:
     """Everything that can be wrong with the arguments, before anything is computed."""
-    student, teacher = as_head(student_head), as_head(teacher_head)
+    student = as_head(student_head)
     bounds = checks.check_tokens(tokens, cu_seqlens)
     checks.check_horizon(bounds, settings.horizon)
     num_tokens = tokens.numel()
-    for side, hidden, head in (("student", student_hidden, student), ("teacher", teacher_hidden, teacher)):
-        checks.check_model(side, hidden, head, num_tokens=num_tokens)
-    vocab_size = checks.common_vocabulary(student, teacher)
+    checks.check_model("student", student_hidden, student, num_tokens=num_tokens)
+    teacher = check_teacher(
+        teacher_hidden, teacher_head, num_tokens=num_tokens, settings=settings, forward_kl=forward_kl
+    )
+    vocab_size = checks.common_vocabulary(student, teacher.head if isinstance(teacher, HiddenTeacher) else None)
     recorded = {"sampler_logprob": sampler_logprob, "behavior_logprob": behavior_logprob}
     for name, values in recorded.items():
         checks.check_log_prob(name, values, num_tokens=num_tokens)
@@ -58,9 +72,7 @@ def check_batch(
         {
             "student_head": student.weight,
             "student_head.bias": student.bias,
-            "teacher_hidden": teacher_hidden,
-            "teacher_head": teacher.weight,
-            "teacher_head.bias": teacher.bias,
+            **teacher_tensors(teacher),
             "tokens": tokens,
             **recorded,
         },
@@ -69,19 +81,22 @@ def check_batch(
     skip = "leave the sample out of the batch"
     finite = [
         ("student_hidden", student_hidden, f"{skip}, or look for an overflow in the student's weights"),
-        ("teacher_hidden", teacher_hidden, f"{skip} and score it again"),
+        *((name, tensor, f"{skip} and score it again") for name, tensor in must_be_finite(teacher).items()),
         ("sampler_logprob", sampler_logprob, f"{skip}: a token that was drawn has a finite log-probability"),
         ("behavior_logprob", behavior_logprob, f"{skip}: a token that was drawn has a finite log-probability"),
     ]
     checks.check_content(tokens, vocab_size, finite)
+    if isinstance(teacher, TopKTeacher):
+        check_top_k(teacher, vocab_size)
+    if isinstance(teacher, SampledTeacher) and settings.single_step_weight == "token":
+        settings = replace(settings, single_step_weight="none")  # the estimate has its token's weight in it
     layout = Layout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, device=device)
-    dtype = compute_dtype(student_hidden, teacher_hidden)
+    dtype = compute_dtype(student_hidden, *must_be_finite(teacher).values())
     sampler, behavior = (None if v is None else v.detach().to(dtype) for v in recorded.values())
     return Batch(
         student_hidden=student_hidden,
         student_head=student,
-        teacher_hidden=teacher_hidden,
-        teacher_head=teacher,
+        teacher=teacher,
         tokens=tokens.long(),
         layout=layout,
         recorded=Recorded(sampler, behavior, settings.alpha),

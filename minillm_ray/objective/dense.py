@@ -11,17 +11,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from minillm_ray.objective.batch import Batch, check_batch
+from minillm_ray.objective.dense_divergence import (
+    DenseDivergence,
+    dense_divergence,
+    dense_log_softmax,
+    token_probabilities,
+)
 from minillm_ray.objective.head import Head
 from minillm_ray.objective.result import MiniLLMResult
 from minillm_ray.objective.settings import ObjectiveSettings
+from minillm_ray.objective.teachers import TeacherArgument
 from minillm_ray.objective.text import TextResult, check_text
 
 
 def minillm_loss_dense(
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Head | Tensor,
+    teacher_hidden: TeacherArgument,
+    teacher_head: Head | Tensor | None,
     tokens: Tensor,
     cu_seqlens: Tensor,
     sampler_logprob: Tensor | None,
@@ -34,14 +41,12 @@ def minillm_loss_dense(
     """Loss, gradients and per-token numbers of `minillm_loss`, from the definition. Same arguments, same errors."""
     batch = check_batch(
         student_hidden, student_head, teacher_hidden, teacher_head, tokens, cu_seqlens,
-        sampler_logprob, behavior_logprob, settings, normalizer,
+        sampler_logprob, behavior_logprob, settings, normalizer, forward_kl=forward_kl,
     )  # fmt: skip
     with torch.autocast(batch.tokens.device.type, enabled=False):
         options = {"vocab_size": batch.vocab_size, "temperature": settings.temperature, "dtype": batch.dtype}
         log_q = dense_log_softmax(batch.student_hidden, batch.student_head, **options)
-        with torch.no_grad():
-            log_p = dense_log_softmax(batch.teacher_hidden, batch.teacher_head, **options)
-        return _loss(log_q, log_p, cu_seqlens.tolist(), batch, forward_kl=forward_kl)
+        return _loss(log_q, dense_divergence(log_q, batch, forward_kl=forward_kl), cu_seqlens.tolist(), batch)
 
 
 def text_loss_dense(
@@ -79,23 +84,10 @@ def text_loss_dense(
     return TextResult(coef * mixed.sum() / batch.normalizer, nll.detach(), kl.detach())
 
 
-def dense_log_softmax(hidden: Tensor, head: Head, *, vocab_size: int, temperature: float, dtype: torch.dtype) -> Tensor:
-    """float [N, V], in fp32 or fp64, differentiable in hidden and the head's tensors."""
-    weight = head.weight[:vocab_size].to(dtype)
-    bias = None if head.bias is None else head.bias[:vocab_size].to(dtype)
-    logits = functional.linear(hidden.to(dtype), weight, bias)
-    if head.scale is not None:
-        logits = logits * head.scale
-    if head.soft_cap is not None:
-        logits = head.soft_cap * torch.tanh(logits / head.soft_cap)
-    return torch.log_softmax(logits / temperature, dim=-1)
-
-
-def _loss(log_q: Tensor, log_p: Tensor, bounds: list[int], batch: Batch, *, forward_kl: bool) -> MiniLLMResult:
-    settings, tokens = batch.settings, batch.tokens.unsqueeze(1)
-    kl = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
-    log_q_y, log_p_y = log_q.gather(1, tokens).squeeze(1), log_p.gather(1, tokens).squeeze(1)
-    q, q_b, m = _token_probabilities(log_q_y, log_p_y, batch)
+def _loss(log_q: Tensor, divergence: DenseDivergence, bounds: list[int], batch: Batch) -> MiniLLMResult:
+    settings, kl, log_p_y = batch.settings, divergence.kl, divergence.teacher_logprob
+    log_q_y = log_q.gather(1, batch.tokens.unsqueeze(1)).squeeze(1)
+    q, q_b, m = token_probabilities(log_q_y, log_p_y, batch)
     weight, ratio = q_b / m, q / q_b
     before, through = _prefix_products(q.detach() / m, bounds)
     with torch.no_grad():
@@ -108,6 +100,8 @@ def _loss(log_q: Tensor, log_p: Tensor, bounds: list[int], batch: Batch, *, forw
             reward = reward * (before if settings.later_reward == "expected" else through)
         advantage = _whiten(_returns(reward, bounds, settings), bounds, settings)
     single = {"none": 1.0, "token": weight, "prefix": before}[settings.single_step_weight] * kl
+    if not settings.single_step:
+        single = 0.0 * kl
     # What the clip sees, and what stands outside it; for products, q / sg[q]: value 1, gradient grad log q.
     inside, outside = ratio, weight
     if settings.clip_on == "mixture":
@@ -135,24 +129,9 @@ def _loss(log_q: Tensor, log_p: Tensor, bounds: list[int], batch: Batch, *, forw
         advantage=advantage,
         clipped=clipped,
         entropy=-(log_q.detach().exp() * log_q.detach()).sum(-1),
-        forward_kl=functional.kl_div(log_q.detach(), log_p, reduction="none", log_target=True).sum(-1)
-        if forward_kl
-        else None,
+        forward_kl=divergence.forward_kl,
+        agreement=divergence.agreement,
     )
-
-
-def _token_probabilities(log_q_y: Tensor, log_p_y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """q, q_b and m of each sampled token, float [N]; only q carries a gradient."""
-    q = log_q_y.exp()
-    sampler, behavior = batch.recorded.sampler_logprob, batch.recorded.behavior_logprob
-    q_b = q.detach() if sampler is None else sampler.exp()
-    if behavior is not None:
-        m = behavior.exp()
-    elif sampler is not None:
-        m = batch.settings.alpha * log_p_y.exp() + (1 - batch.settings.alpha) * q_b
-    else:
-        m = q_b
-    return q, q_b, m
 
 
 def _prefix_products(ratio: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor]:

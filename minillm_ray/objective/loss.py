@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from minillm_ray.objective.batch import Batch, check_batch
+from minillm_ray.objective.divergence import Divergence, ExactDivergence
 from minillm_ray.objective.gradients import Gradients, Wanted, attach
 from minillm_ray.objective.head import Head
 from minillm_ray.objective.products import HeadProducts
-from minillm_ray.objective.result import MiniLLMResult
+from minillm_ray.objective.result import MiniLLMResult, TopKAgreement
+from minillm_ray.objective.sampled_divergence import SampledDivergence
 from minillm_ray.objective.settings import ObjectiveSettings
+from minillm_ray.objective.teachers import HiddenTeacher, SampledTeacher, TeacherArgument, TopKTeacher
 from minillm_ray.objective.terms import Terms, TokenStatistics
+from minillm_ray.objective.topk_divergence import TopKDivergence
 from minillm_ray.objective.walk import survey, walk
 from minillm_ray.objective.workspace import Workspace
 
@@ -19,8 +23,8 @@ from minillm_ray.objective.workspace import Workspace
 def minillm_loss(
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Head | Tensor,
+    teacher_hidden: TeacherArgument,
+    teacher_head: Head | Tensor | None,
     tokens: Tensor,
     cu_seqlens: Tensor,
     sampler_logprob: Tensor | None,
@@ -39,10 +43,13 @@ def minillm_loss(
     student_hidden    float [N, d_s]: final hidden states at the positions that predict `tokens`.
     student_head      Head or weight [V, d_s]. Gradients flow to its weight and bias, tied or not.
     teacher_hidden    float [N, d_t], teacher_head Head or weight [V, d_t]: the same for p. Never differentiated.
+                      Or a TopKTeacher (approximate) or a SampledTeacher (noisier), and teacher_head None.
     tokens            int64 [N]: the response tokens of B sequences, end to end; a sampled EOS is one of them.
     cu_seqlens        int32 or int64 [B+1]: where each sequence starts, and N.
-    sampler_logprob   float [N], nats: log q_b(y) at the weights that drew y. None: the current student drew it.
-    behavior_logprob  float [N], nats: log m(y). None: formed from alpha, p and sampler_logprob; with neither, m = q.
+    sampler_logprob   float [N], nats: log q_b(y) at the weights that drew y, over the whole vocabulary even where the
+                      sampler truncates it (top-p, top-k). None: the current student drew it.
+    behavior_logprob  float [N], nats: log m(y), of the mixture as it was drawn from, truncations included. None: formed
+                      from alpha, p and sampler_logprob; with neither, m = q.
     normalizer        Z over all ranks and accumulation steps: the sum of `settings.normalizer_share`. None: this call.
     forward_kl        also make KL(p || q) of each token (one more exponential a logit).
 
@@ -51,7 +58,7 @@ def minillm_loss(
     """
     batch = check_batch(
         student_hidden, student_head, teacher_hidden, teacher_head, tokens, cu_seqlens,
-        sampler_logprob, behavior_logprob, settings, normalizer,
+        sampler_logprob, behavior_logprob, settings, normalizer, forward_kl=forward_kl,
     )  # fmt: skip
     gradients = _room(batch, Wanted.of(batch.student_hidden, batch.student_head))
     result = assemble(batch, run_walk(batch, gradients, forward_kl=forward_kl))
@@ -69,8 +76,8 @@ class TermGradients:
 def term_gradients(
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Head | Tensor,
+    teacher_hidden: TeacherArgument,
+    teacher_head: Head | Tensor | None,
     tokens: Tensor,
     cu_seqlens: Tensor,
     sampler_logprob: Tensor | None,
@@ -81,7 +88,7 @@ def term_gradients(
     """The two halves' gradients apart, for a signal-to-noise probe: the arguments of `minillm_loss`, walked twice."""
     batch = check_batch(
         student_hidden, student_head, teacher_hidden, teacher_head, tokens, cu_seqlens,
-        sampler_logprob, behavior_logprob, settings, normalizer,
+        sampler_logprob, behavior_logprob, settings, normalizer, forward_kl=False,
     )  # fmt: skip
     halves = []
     for single_step in (True, False):
@@ -104,6 +111,7 @@ class Walked:
     terms: Terms
     stats: TokenStatistics
     advantage: Tensor
+    agreement: TopKAgreement | None
 
 
 def run_walk(
@@ -119,20 +127,24 @@ def run_walk(
     with torch.no_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
         options = {"vocab_size": batch.vocab_size, "temperature": settings.temperature, "dtype": batch.dtype}
         student = HeadProducts(batch.student_hidden, batch.student_head, **options)
-        teacher = HeadProducts(batch.teacher_hidden, batch.teacher_head, **options)
+        teacher = None
+        if isinstance(batch.teacher, HiddenTeacher):
+            teacher = HeadProducts(batch.teacher.hidden, batch.teacher.head, **options)
+        divergence = _divergence(batch)
         space = Workspace(student, teacher, batch.tokens, dtype=batch.dtype, memory_mb=settings.logits_memory_mb)
         terms = Terms(settings, batch.layout, batch.recorded)
         if gradients.nothing:
-            stats = survey(space, forward_kl=forward_kl)
+            stats = survey(space, divergence, forward_kl=forward_kl)
             terms = terms.knowing(stats)
-            return Walked(terms, stats, terms.advantage(stats))
+            return Walked(terms, stats, terms.advantage(stats), divergence.agreement)
         known = None
         if terms.needs_returns or terms.needs_prefix:
-            stats = survey(space, teacher=terms.needs_returns or batch.recorded.needs_teacher)
+            stats = survey(space, divergence, teacher=terms.needs_returns or batch.recorded.needs_teacher)
             terms = terms.knowing(stats)
             known = terms.advantage(stats) if terms.needs_returns else None
         stats, advantage = walk(
             space,
+            divergence,
             terms,
             normalizer=batch.normalizer,
             made=gradients,
@@ -141,7 +153,16 @@ def run_walk(
             single_step=single_step,
             long_term=long_term,
         )
-        return Walked(terms, stats, advantage)
+        return Walked(terms, stats, advantage, divergence.agreement)
+
+
+def _divergence(batch: Batch) -> Divergence:
+    """The single-step half, as far as the teacher is known."""
+    if isinstance(batch.teacher, TopKTeacher):
+        return TopKDivergence(batch.teacher, batch.dtype)
+    if isinstance(batch.teacher, SampledTeacher):
+        return SampledDivergence(batch.teacher, batch.recorded, batch.dtype)
+    return ExactDivergence()
 
 
 def assemble(batch: Batch, walked: Walked) -> MiniLLMResult:
@@ -165,4 +186,5 @@ def assemble(batch: Batch, walked: Walked) -> MiniLLMResult:
         clipped=term.clipped,
         entropy=stats.entropy,
         forward_kl=stats.forward_kl,
+        agreement=walked.agreement,
     )

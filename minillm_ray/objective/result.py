@@ -12,20 +12,36 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class TopKAgreement:
+    """How much of both models the teacher's k most probable tokens hold, float [N], each from 0 to 1.
+
+    student_mass, teacher_mass   probability on the k ids: what is left over is one bucket, seen as a whole
+    overlap                      share of the student's own k most probable tokens that are among them
+    """
+
+    student_mass: Tensor
+    teacher_mass: Tensor
+    overlap: Tensor
+
+
+@dataclass(frozen=True)
 class MiniLLMResult:
     """All tensors but `loss` are detached; [N] is one entry for each packed token.
 
     loss             scalar, differentiable in the student's hidden states and head: the sum of the next two
     loss_single_step, loss_long_term   its terms, over the normaliser; all three add up over micro-batches and ranks
-    kl               float [N], nats: KL(q || p) over the whole vocabulary at the state that predicts the token
+    kl               float [N], nats: KL(q || p) over the whole vocabulary at the state that predicts the token. From a
+                     TopKTeacher a lower bound of it, from a SampledTeacher an unbiased estimate, not negative
     student_logprob  float [N], nats: log q(y) under the current student
     teacher_logprob  float [N], nats: log p(y)
-    weight           float [N]: w = q_b / m, 1 without a mixture
+    weight           float [N]: w = q_b / m, 1 without a mixture. At most 1 / (1 - alpha) where neither model's draw was
+                     truncated; no bound where m is of a truncated one
     ratio            float [N]: omega = q / q_b, 1 on-policy
     advantage        float [N]: A, the return that multiplies grad log q(y), as used
     clipped          bool [N]: the clip took the token's long-term gradient away
     entropy          float [N], nats: of q
     forward_kl       float [N], nats: KL(p || q), or None unless asked for
+    agreement        with a TopKTeacher only
     """
 
     loss: Tensor
@@ -40,6 +56,7 @@ class MiniLLMResult:
     clipped: Tensor
     entropy: Tensor
     forward_kl: Tensor | None = None
+    agreement: TopKAgreement | None = None
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -67,6 +84,8 @@ class MiniLLMResult:
             }
             if self.forward_kl is not None:
                 values["forward_kl_mean"] = self.forward_kl.mean()
+            if self.agreement is not None:
+                values |= {f"topk_{name}_mean": each.mean() for name, each in vars(self.agreement).items()}
         return {"num_tokens": float(count)} | _on_host(values)
 
 

@@ -36,6 +36,7 @@ DEFAULT: dict[str, Any] = {
     "whiten": "none",
     "reward_scale": 1.0,
     "reward_clip": None,
+    "single_step": True,
     "single_step_weight": "none",
     "long_term_weight": "token",
     "clip_on": "policy",
@@ -93,7 +94,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 Number = Callable[[float], bool]
 RANGES: dict[str, tuple[Number, str]] = {
-    "alpha": (lambda v: 0 <= v < 1, "0 <= alpha < 1, the teacher's share of the draw"),
+    "alpha": (lambda v: 0 <= v <= 1, "0 <= alpha <= 1, the teacher's share of the draw"),
     "gamma": (lambda v: 0 <= v <= 1, "0 <= gamma <= 1; 1 does not discount"),
     "reward_scale": (lambda v: v > 0, "a positive divisor; 1 does not scale"),
     "reward_clip": (lambda v: v > 0, "a positive bound, or none"),
@@ -125,7 +126,7 @@ class ObjectiveSettings:
     preset: Preset = "default"
 
     alpha: float = FROM_PRESET
-    """The teacher's share of m = alpha * p + (1 - alpha) * q_b, 0 <= alpha < 1. Forms log m where none was recorded."""
+    """The teacher's share of m = alpha * p + (1 - alpha) * q_b, 0..1. Forms log m where none was recorded."""
     gamma: float = FROM_PRESET
     """Discount per later token, 0..1. 0 leaves the single-step half alone: biased, far less variance."""
     return_start: ReturnStart = FROM_PRESET
@@ -142,6 +143,8 @@ class ObjectiveSettings:
     """Rewards are divided by it before they are clipped and summed. Positive."""
     reward_clip: float | None = FROM_PRESET
     """Bound on the size of a scaled reward. None: no bound."""
+    single_step: bool = FROM_PRESET
+    """The exact half. Without it the return must hold the token's own sampled reward: the policy gradient of eq. 2."""
     single_step_weight: SingleStepWeight = FROM_PRESET
     """Weight on KL_t: 1, w_t (same mean, more noise), or the product of current ratios q/m of the slots before t."""
     long_term_weight: LongTermWeight = FROM_PRESET
@@ -200,6 +203,8 @@ class ObjectiveSettings:
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not is_number or not in_range(value):
                 raise ValueError(f"objective.{name} is {value!r}; expected {expected}")
+        if not isinstance(self.single_step, bool):
+            raise ValueError(f"objective.single_step is {self.single_step!r}; expected true or false")
         for name in ("horizon", "logits_memory_mb"):
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
@@ -208,6 +213,12 @@ class ObjectiveSettings:
                 raise ValueError(f"objective.{name} is {value!r}; expected a whole number of at least 1")
 
     def _check_combinations(self) -> None:
+        if not self.single_step and (self.return_start == "next" or self.later_reward == "expected"):
+            raise ValueError(
+                "objective.single_step=false leaves a token's own reward to its return, which has it with "
+                f"return_start=current and a sampled later_reward; they are {self.return_start} and "
+                f"{self.later_reward}. Set return_start=current and later_reward=sampled, or single_step=true"
+            )
         if self.horizon is None and (self.return_norm == "horizon" or self.whiten == "all_slots"):
             switch = "return_norm=horizon" if self.return_norm == "horizon" else "whiten=all_slots"
             raise ValueError(

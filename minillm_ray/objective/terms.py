@@ -68,9 +68,8 @@ class Terms:
         if not self.needs_prefix:
             return self
         correction = self.correction(slice(None), stats)
-        log_ratio = correction.log_weight + correction.log_ratio
-        before = prefix_log_weight(log_ratio, self.layout, inclusive=False).exp()
-        through = prefix_log_weight(log_ratio, self.layout, inclusive=True).exp()
+        before = prefix_log_weight(correction.log_total, self.layout, inclusive=False).exp()
+        through = prefix_log_weight(correction.log_total, self.layout, inclusive=True).exp()
         return replace(self, prefix=Prefix(before, through))
 
     def correction(self, rows: slice, stats: TokenStatistics) -> Correction:
@@ -95,6 +94,8 @@ class Terms:
 
     def single_step_weight(self, rows: slice, correction: Correction) -> Tensor:
         """c_t, the weight on KL_t, float [n]."""
+        if not self.settings.single_step:
+            return torch.zeros_like(correction.log_weight)
         kind = self.settings.single_step_weight
         if kind == "token":
             return correction.log_weight.exp()

@@ -8,27 +8,30 @@
             z_s <- q (c (l - KL) - b) + b [v = y]                      the logit gradient
         dh_s = z_s W_s     dW_s += z_s.T h_s                           products 3 and 4
 
+Product 2 is there where the teacher is given by hidden states; `divergence` has the forms of KL for the other kinds.
 No tensor is [N, V]. Source: the closed forms d KL / dz_v = q_v (l_v - KL) and d log q(y) / dz_v = [v = y] - q_v, from
 MiniLLM eq. 3. What must be known before the first gradient (whitened returns, products of current ratios) costs
 `survey`, a walk without gradients.
 """
 
-import torch
 from torch import Tensor
 
+from minillm_ray.objective.divergence import Divergence
 from minillm_ray.objective.gradients import Gradients
 from minillm_ray.objective.returns import ReturnWalk
 from minillm_ray.objective.terms import Terms, TokenStatistics
-from minillm_ray.objective.workspace import Tile, Workspace, pick
+from minillm_ray.objective.workspace import Workspace, pick
 
 
-def survey(space: Workspace, *, teacher: bool = True, forward_kl: bool = False) -> TokenStatistics:
+def survey(
+    space: Workspace, divergence: Divergence, *, teacher: bool = True, forward_kl: bool = False
+) -> TokenStatistics:
     """Statistics of every token, no gradient. With teacher=False only log q(y) is made, and the rest is 0."""
     stats = _empty_statistics(space, forward_kl)
     for start, end in space.chunks(with_teacher=teacher):
         for tile in space.tiles(start, end):
             if teacher:
-                _visit(space, tile, stats.rows(tile.rows))
+                divergence.visit(space, tile, stats.rows(tile.rows))
             else:
                 space.log_softmax_(tile, with_teacher=False)
                 pick(tile.student, tile.tokens, out=stats.student_logprob[tile.rows])
@@ -37,6 +40,7 @@ def survey(space: Workspace, *, teacher: bool = True, forward_kl: bool = False) 
 
 def walk(
     space: Workspace,
+    divergence: Divergence,
     terms: Terms,
     *,
     normalizer: float,
@@ -59,42 +63,15 @@ def walk(
     for start, end in space.chunks():
         for tile in space.tiles(start, end):
             rows, here = tile.rows, stats.rows(tile.rows)
-            _visit(space, tile, here)
+            divergence.visit(space, tile, here)
             if advantage is None:
                 used[rows] = returns.advance(rows.start, rows.stop, terms.reward(rows, here))
             correction = terms.correction(rows, here)
             step = terms.single_step_weight(rows, correction) * single_factor
             slope = terms.long_term(used[rows], correction).slope * long_factor
-            _logit_gradient(tile, here.kl, step, slope)
+            divergence.logit_gradient(tile, here, step, slope)
         space.add_products(made, start, end)
     return stats, used
-
-
-def _visit(space: Workspace, tile: Tile, stats: TokenStatistics) -> None:
-    """Statistics of a tile are written; of its raw logits there is left q (scratch) and q l (teacher), l = log(q/p)."""
-    log_q, log_p, probability = tile.student, tile.teacher, tile.scratch
-    space.log_softmax_(tile)
-    pick(log_q, tile.tokens, out=stats.student_logprob)
-    pick(log_p, tile.tokens, out=stats.teacher_logprob)
-    if stats.forward_kl is not None:
-        torch.softmax(log_p, dim=-1, out=probability)
-        stats.forward_kl.copy_(torch.linalg.vecdot(probability, log_p) - torch.linalg.vecdot(probability, log_q))
-    # The softmax of log q is q; its kernel is faster than exp on a CPU, and its rows sum to 1.
-    torch.softmax(log_q, dim=-1, out=probability)
-    weighted_ratio = torch.sub(log_q, log_p, out=log_p).mul_(probability)
-    torch.sum(weighted_ratio, dim=-1, out=stats.kl)
-    torch.sum(log_q.mul_(probability), dim=-1, out=stats.entropy).neg_()
-
-
-def _logit_gradient(tile: Tile, kl: Tensor, step: Tensor, slope: Tensor) -> None:
-    """q (step (l - KL) - slope) + slope [v = y], float [n, V] into `student`, from what `_visit` has left.
-
-    step, slope  float [n]: c_t and b_t times d softmax argument / d raw logit over the normaliser.
-    """
-    offset = tile.scratch.mul_(-(step * kl + slope).unsqueeze(1))
-    torch.addcmul(offset, tile.teacher, step.unsqueeze(1), out=tile.student)
-    tile.student.scatter_add_(1, tile.tokens.unsqueeze(1), slope.unsqueeze(1))
-    tile.finish_gradient()
 
 
 def _empty_statistics(space: Workspace, forward_kl: bool) -> TokenStatistics:

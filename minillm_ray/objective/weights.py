@@ -20,9 +20,9 @@ def mixture_log_weight(sampler_logprob: Tensor, teacher_logprob: Tensor, *, alph
 
     sampler_logprob  float [N], nats. log q_b(y), from the version that drew this very token.
     teacher_logprob  float [N], nats. log p(y), at the same temperature.
-    alpha            The teacher's share of the draw, 0 <= alpha < 1.
+    alpha            The teacher's share of the draw, 0 <= alpha <= 1.
 
-    Returns float [N], nats, detached: at most -log(1 - alpha), and 0 everywhere when alpha is 0.
+    Returns float [N], nats, detached: at most -log(1 - alpha), 0 everywhere when alpha is 0, log(q_b / p) when it is 1.
     Raises ValueError if the shapes differ or alpha is out of range.
     """
     if sampler_logprob.shape != teacher_logprob.shape:
@@ -30,11 +30,11 @@ def mixture_log_weight(sampler_logprob: Tensor, teacher_logprob: Tensor, *, alph
             f"sampler_logprob has shape {list(sampler_logprob.shape)}, teacher_logprob {list(teacher_logprob.shape)}; "
             "both hold one entry for each token"
         )
-    if not 0.0 <= alpha < 1.0:
-        raise ValueError(f"objective.alpha is {alpha}; expected 0 <= alpha < 1, the teacher's share of the draw")
-    if alpha == 0.0:
-        return torch.zeros_like(sampler_logprob)
-    log_mixture = torch.logaddexp(sampler_logprob + math.log1p(-alpha), teacher_logprob + math.log(alpha))
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"objective.alpha is {alpha}; expected 0 <= alpha <= 1, the teacher's share of the draw")
+    log_alpha = math.log(alpha) if alpha > 0.0 else -math.inf
+    log_rest = math.log1p(-alpha) if alpha < 1.0 else -math.inf
+    log_mixture = torch.logaddexp(sampler_logprob + log_rest, teacher_logprob + log_alpha)
     return (sampler_logprob - log_mixture).detach()
 
 
@@ -62,6 +62,11 @@ class Correction:
 
     log_weight: Tensor
     log_ratio: Tensor
+
+    @property
+    def log_total(self) -> Tensor:
+        """log(q / m): what turns an average over drawn tokens into one over the current student's."""
+        return self.log_weight + self.log_ratio
 
 
 @dataclass(frozen=True)

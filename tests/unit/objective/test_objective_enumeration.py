@@ -121,6 +121,12 @@ def test_return_from_the_current_token_counts_the_single_step_twice(bed):
     torch.testing.assert_close(twice - single, bed.kl_gradient(), atol=EQUAL, rtol=0)
 
 
+def test_without_the_exact_half_that_return_alone_is_the_policy_gradient(bed):
+    """eq. 2: the same mean g as both halves together, from sampled rewards alone."""
+    alone = on_policy(bed, bed.token_gradient(current_return(single_step=False))).mean
+    torch.testing.assert_close(alone, bed.kl_gradient(), atol=EQUAL, rtol=0)
+
+
 @pytest.mark.parametrize(("later_reward", "trace"), [("sampled", 28.9), ("expected", 15.5)])
 def test_under_the_mixture_own_products_are_unbiased(fixed, later_reward, trace):
     """Preset exact with log m recorded: prefix weights on KL, its own product on each later reward."""

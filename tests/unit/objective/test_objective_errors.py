@@ -164,8 +164,9 @@ def test_mixture_weight_refuses_unequal_shapes_and_alpha_out_of_range():
     """The public function checks for itself."""
     with pytest.raises(ValueError, match=r"sampler_logprob has shape \[3\], teacher_logprob \[4\]"):
         mixture_log_weight(torch.zeros(3), torch.zeros(4), alpha=0.2)
-    with pytest.raises(ValueError, match=r"objective.alpha is 1.0; expected 0 <= alpha < 1"):
-        mixture_log_weight(torch.zeros(3), torch.zeros(3), alpha=1.0)
+    for alpha in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"objective.alpha is {alpha}; expected 0 <= alpha <= 1"):
+            mixture_log_weight(torch.zeros(3), torch.zeros(3), alpha=alpha)
 
 
 @pytest.mark.parametrize("function", [text_loss, text_loss_dense])

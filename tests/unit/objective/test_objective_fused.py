@@ -95,6 +95,7 @@ EVERY_SETTING = {
     "whiten_all_slots": {"whiten": "all_slots", "horizon": 9},
     "reward_scale": {"reward_scale": 0.5},
     "reward_clip": {"reward_clip": 0.4},
+    "no_single_step": {"single_step": False, "return_start": "current", "later_reward": "sampled"},
     "single_token": {"single_step_weight": "token"},
     "single_prefix": {"single_step_weight": "prefix"},
     "long_none": {"long_term_weight": "none"},
@@ -120,6 +121,7 @@ def frozen_surrogate(batch: RandomBatch, chosen: ObjectiveSettings, at: MiniLLMR
     ratio_to_m = (at.weight * at.ratio).split([b - a for a, b in pairwise(bounds)])
     before = torch.cat([torch.cat([part.new_ones(1), part.cumprod(0)[:-1]]) for part in ratio_to_m])
     single = {"none": torch.ones(n, dtype=DOUBLE), "token": at.weight, "prefix": before}[chosen.single_step_weight]
+    single = single if chosen.single_step else torch.zeros(n, dtype=DOUBLE)
 
     def loss(hidden, weight, bias):
         raw = hidden @ weight.t() + bias

@@ -45,7 +45,7 @@ def test_single_step_gradient_is_the_policy_gradient_of_the_mean_reward():
     torch.testing.assert_close(term_gradients(*arguments, normalizer=1).single_step, expected)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.9])
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.9, 1.0])
 def test_weight_turns_averages_under_the_mixture_into_averages_under_the_student(alpha):
     """sum_v m(v) w(v) f(v) == sum_v q_b(v) f(v) for every f; with f = 1, E_m[w] = 1."""
     log_q_b, log_p = log_softmaxes(64, 7)
@@ -63,6 +63,23 @@ def test_weight_is_never_above_the_inverse_of_the_students_share(alpha):
     assert float(weight.max()) <= 1 / (1 - alpha) + 1e-12
     if alpha == 0.0:
         assert torch.equal(weight, torch.ones_like(weight))
+
+
+def test_weight_of_a_token_that_the_teacher_alone_drew_is_the_plain_ratio():
+    """alpha = 1: m = p and w = q_b / p, bit for bit, however small either is."""
+    log_q_b, log_p = torch.tensor([-1.0, -90.0, -1e-9]), torch.tensor([-2.0, -0.5, -100.0])
+    assert torch.equal(mixture_log_weight(log_q_b, log_p, alpha=1.0), log_q_b - log_p)
+
+
+def test_a_recorded_weight_may_exceed_the_inverse_of_the_students_share():
+    """log q_b is of the whole vocabulary, log m of truncated models: w is taken as recorded, without a bound."""
+    batch = random_batch()
+    batch = replace(batch, behavior_logprob=batch.sampler_logprob - 1.0)
+    chosen = ObjectiveSettings(alpha=0.2)
+    result, gradients = differentiate(minillm_loss, batch, chosen)
+    torch.testing.assert_close(result.weight, torch.full_like(result.weight, math.e))
+    dense, dense_gradients = differentiate(minillm_loss_dense, batch, chosen)
+    torch.testing.assert_close((result.loss, gradients), (dense.loss, dense_gradients))
 
 
 def test_unrecorded_mixture_is_formed_from_alpha_and_the_teacher():

@@ -66,7 +66,8 @@ def test_settings_are_frozen_and_picklable():
             "objective.preset is 'papr'; expected default | paper | official | exact. Did you mean paper?",
         ),
         ({"later_reward": "expectd"}, "objective.later_reward is 'expectd'; .* Did you mean expected?"),
-        ({"alpha": 1.0}, "objective.alpha is 1.0; expected 0 <= alpha < 1, the teacher's share of the draw"),
+        ({"alpha": 1.1}, "objective.alpha is 1.1; expected 0 <= alpha <= 1, the teacher's share of the draw"),
+        ({"alpha": -0.1}, "objective.alpha is -0.1; expected 0 <= alpha <= 1, the teacher's share of the draw"),
         ({"alpha": True}, "objective.alpha is True; expected"),
         ({"gamma": "1"}, "objective.gamma is '1'; expected 0 <= gamma <= 1"),
         ({"gamma": float("nan")}, "objective.gamma is nan; expected"),
@@ -76,6 +77,9 @@ def test_settings_are_frozen_and_picklable():
         ({"lm_coef": -1}, "objective.lm_coef is -1; expected 0 or more"),
         ({"text_kd_ratio": 1.5}, "objective.text_kd_ratio is 1.5; expected a share from 0 to 1"),
         ({"temperature": 0.0}, "objective.temperature is 0.0; expected the sampler's temperature, above 0"),
+        ({"single_step": 1}, "objective.single_step is 1; expected true or false"),
+        ({"single_step": False}, "objective.single_step=false leaves .* they are next and expected. Set return_start="),
+        ({"single_step": False, "return_start": "current"}, "they are current and expected"),
         ({"logits_memory_mb": 0}, "objective.logits_memory_mb is 0; expected a whole number of at least 1"),
         ({"logits_memory_mb": None}, "objective.logits_memory_mb is None; expected a whole number"),
         ({"horizon": 2.5}, "objective.horizon is 2.5; expected a whole number of at least 1"),
@@ -118,6 +122,8 @@ def test_normalizer_share_counts_what_the_loss_is_divided_by(loss_norm, share):
 
 
 BASE = {"horizon": 16}
+COMPANY = {"single_step": {"return_start": "current", "later_reward": "sampled"}}
+"""What a switch must not be set without."""
 OTHERS = {
     "alpha": [0.5],
     "gamma": [0.5],
@@ -127,6 +133,7 @@ OTHERS = {
     "whiten": ["valid", "all_slots"],
     "reward_scale": [0.5],
     "reward_clip": [0.1],
+    "single_step": [False],
     "single_step_weight": ["token", "prefix"],
     "long_term_weight": ["none"],
     "clip_on": ["mixture", "none"],
@@ -140,8 +147,9 @@ OTHERS = {
 def test_every_switch_changes_the_gradient(name, value):
     """No option is read and ignored."""
     batch = random_batch((1, 7, 3, 12, 16), recorded=(True, name != "alpha"))
-    _, before = differentiate(minillm_loss, batch, ObjectiveSettings(**BASE))
-    _, after = differentiate(minillm_loss, batch, ObjectiveSettings(**(BASE | {name: value})))
+    base = BASE | COMPANY.get(name, {})
+    _, before = differentiate(minillm_loss, batch, ObjectiveSettings(**base))
+    _, after = differentiate(minillm_loss, batch, ObjectiveSettings(**(base | {name: value})))
     assert float((after["hidden"] - before["hidden"]).abs().max()) > 1e-6
 
 
