@@ -13,7 +13,7 @@ from minillm_ray.data.embedded_tokenizer import train_tokenizer
 from minillm_ray.data.encoding import EncodedExample, EncodedPrompt, encode_prompt, encode_supervised
 from minillm_ray.data.instructions import Example, read_examples
 from minillm_ray.data.plain_text import TextChunks, read_chunks
-from minillm_ray.data.sets import PromptSet, SupervisedSet, build_prompt_set, build_supervised_set
+from minillm_ray.data.sets import PromptSet, SupervisedSet, build_prompt_set, build_supervised_set, pair_prompts
 from minillm_ray.data.template import TEMPLATE_NAMES, Template, load_template
 from minillm_ray.data.vocabulary import load_tokenizer, require_same_vocabulary
 
@@ -36,6 +36,7 @@ __all__ = [
     "generate_examples",
     "load_template",
     "load_tokenizer",
+    "pair_prompts",
     "read_chunks",
     "read_examples",
     "require_same_vocabulary",

@@ -1,7 +1,7 @@
 """Tokenised data sets as roles share them: a few flat arrays, so Ray's object store hands them out without a copy.
 
     examples -> PromptSet      prompts and their references: MiniLLM, evaluation
-             -> SupervisedSet  prompts with responses: SFT, word-level KD
+             -> SupervisedSet  prompts with responses: SFT, word-level KD; SeqKD with the teacher's own
 
 Frozen and picklable; the arrays are read-only. Item i is always the i-th example: order is batches' business.
 """
@@ -120,6 +120,27 @@ def build_supervised_set(
         num_cut=sum(one.cut for one in encoded),
         num_truncated=sum(one.truncated for one in encoded),
         num_merged=sum(one.merged for one in encoded),
+        fingerprint=fingerprint(token_ids, offsets, prompt_lengths),
+    )
+
+
+def pair_prompts(prompts: PromptSet, responses: Sequence[tuple[TokenIds, bool]]) -> SupervisedSet:
+    """The first prompts, each with a response that is tokenised already: its ids and whether it was truncated.
+
+    responses: in the order of the prompts, at most as many.
+    """
+    kept = [prompts.prompt(index) for index in range(len(responses))]
+    token_ids, offsets = lay_end_to_end(
+        [np.concatenate([prompt, ids]) for prompt, (ids, _) in zip(kept, responses, strict=True)]
+    )
+    prompt_lengths = _read_only(np.asarray([len(prompt) for prompt in kept], dtype=np.int32))
+    return SupervisedSet(
+        token_ids=token_ids,
+        offsets=offsets,
+        prompt_lengths=prompt_lengths,
+        num_cut=prompts.num_cut,
+        num_truncated=sum(truncated for _, truncated in responses),
+        num_merged=0,
         fingerprint=fingerprint(token_ids, offsets, prompt_lengths),
     )
 

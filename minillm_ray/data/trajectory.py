@@ -1,6 +1,9 @@
-"""What travels from the samplers to the learner: a response, and what the teacher says of it."""
+"""What travels from the samplers to the learner: a response, and what the teacher says of it, its payload."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +32,63 @@ class Trajectory:
         return np.concatenate([self.prompt_ids, self.response_ids])
 
 
+class Payload(ABC):
+    """What the teacher says of a response's n tokens. Every log-probability is of the objective's temperature."""
+
+    @property
+    @abstractmethod
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """All of it by name, n rows each."""
+
+    @property
+    def nbytes(self) -> int:
+        """What travels."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
 @dataclass(frozen=True)
-class HiddenPayload:
-    """The teacher's final hidden states at the n positions that predict a response's tokens.
+class HiddenPayload(Payload):
+    """The teacher's final hidden states at the n positions that predict a response's tokens: exact, beside its head.
 
     data: float32 [n, d_t], or uint16 [n, d_t] that holds bfloat16 bits, since numpy has no such type.
     """
 
     data: npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+
+    @property
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        return {"hidden": self.data}
+
+
+@dataclass(frozen=True)
+class TopKPayload(Payload):
+    """The teacher's k most probable tokens at each position, and the mass of all others. Approximate.
+
+    ids int32 [n, k]; logprob float32 [n, k], nats; tail_logprob float32 [n], nats, log of the others' mass together;
+    token_logprob float32 [n], nats, log p of the response's own token.
+    """
+
+    ids: npt.NDArray[np.int32]
+    logprob: npt.NDArray[np.float32]
+    tail_logprob: npt.NDArray[np.float32]
+    token_logprob: npt.NDArray[np.float32]
+
+    @property
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        return {
+            "topk_ids": self.ids,
+            "topk_logprob": self.logprob,
+            "topk_tail_logprob": self.tail_logprob,
+            "token_logprob": self.token_logprob,
+        }
+
+
+@dataclass(frozen=True)
+class SampledPayload(Payload):
+    """The teacher's log p of the response's own tokens, float32 [n], nats. Unbiased, noisier."""
+
+    token_logprob: npt.NDArray[np.float32]
+
+    @property
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        return {"token_logprob": self.token_logprob}

@@ -47,6 +47,27 @@ def model_head(model: nn.Module, *, vocabulary_size: int) -> Head:
     return _head(output.weight, getattr(output, "bias", None), model.config, vocabulary_size)
 
 
+@torch.no_grad()
+def head_logits(hidden: Tensor, head: Head) -> Tensor:
+    """float32 [n, V] on the head's device, of hidden states [n, d]; rows that pad the head are left out.
+
+    A GPU multiplies 16-bit inputs as they are and adds up in fp32, elsewhere both are cast: keep a CPU's head in fp32.
+    """
+    weight = head.weight[: head.vocab_size]
+    hidden = hidden.to(device=weight.device, dtype=weight.dtype)
+    if weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    else:
+        logits = hidden.float() @ weight.float().t()
+    if head.bias is not None:
+        logits += head.bias[: head.vocab_size].float()
+    if head.scale is not None:
+        logits *= head.scale
+    if head.soft_cap is not None:
+        logits = head.soft_cap * torch.tanh(logits / head.soft_cap)
+    return logits
+
+
 def _head(weight: Tensor, bias: Tensor | None, config: "object", vocabulary_size: int) -> Head:
     text = config.get_text_config()  # type: ignore[attr-defined]
     scale = getattr(text, "logit_scale", None)

@@ -1,6 +1,7 @@
 """The sampling engine on real vLLM: what a response depends on, and what it does not."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,11 @@ def engine(folder: Path) -> GenerationEngine:
 
 
 def drain(
-    engine: GenerationEngine, prompts: dict[int, list[int]], steps: int | None = None
+    engine: GenerationEngine, prompts: dict[int, list[int]], steps: int | None = None, keep_rows: Collection[int] = ()
 ) -> dict[int, GeneratedSequence]:
     """Sample a response to each prompt, seeded by its number; with `steps`, stop after so many engine steps."""
     for number, prompt in prompts.items():
-        engine.add(str(number), prompt, max_new_tokens=NUM_NEW_TOKENS, seed=1000 + number)
+        engine.add(str(number), prompt, max_new_tokens=NUM_NEW_TOKENS, seed=1000 + number, keep_rows=keep_rows)
     return finish(engine, steps)
 
 
@@ -66,12 +67,17 @@ def prompts(count: int, length: int = 100) -> dict[int, list[int]]:
     return {number: generator.integers(1, VOCABULARY, length).tolist() for number in range(count)}
 
 
-def expected_logprobs(model: AutoModelForCausalLM, prompt: list[int], sequence: GeneratedSequence) -> np.ndarray:
-    """Of the drawn tokens, at the sampling temperature and without the padding rows, by transformers."""
+def expected_rows(model: AutoModelForCausalLM, prompt: list[int], sequence: GeneratedSequence) -> torch.Tensor:
+    """[n, V] of every token, at the sampling temperature and without the padding rows, by transformers."""
     ids = torch.tensor([*prompt, *sequence.token_ids.tolist()])[None]
     with torch.no_grad():
         logits = model(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY]
-    logprobs = (logits / 0.9).log_softmax(-1)
+    return (logits / 0.9).log_softmax(-1)
+
+
+def expected_logprobs(model: AutoModelForCausalLM, prompt: list[int], sequence: GeneratedSequence) -> np.ndarray:
+    """Of the drawn tokens."""
+    logprobs = expected_rows(model, prompt, sequence)
     return logprobs.gather(1, torch.tensor(sequence.token_ids, dtype=torch.long)[:, None])[:, 0].numpy()
 
 
@@ -92,20 +98,22 @@ def test_reported_logprobs_are_those_of_the_tempered_distribution_without_paddin
     model = AutoModelForCausalLM.from_pretrained(folder)
     for number, sequence in drain(engine, prompts(8)).items():
         assert sequence.token_ids.max() < VOCABULARY
+        assert sequence.drawn_logprob is sequence.logprob and sequence.rows == {}
         np.testing.assert_allclose(sequence.logprob, expected_logprobs(model, prompts(8)[number], sequence), atol=1e-4)
 
 
 def test_a_request_in_flight_goes_on_with_the_new_weights_and_keeps_what_the_old_ones_drew(
     engine: GenerationEngine, folder: Path
 ) -> None:
-    """Three tokens of version 0, then new weights: later tokens are exact under them, and each knows its version."""
+    """Three tokens of version 0, then new weights: later tokens and their kept rows are exact under them, and each
+    knows its version."""
     old = AutoModelForCausalLM.from_pretrained(folder)
     new = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         for parameter in new.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     prompt = prompts(1)
-    assert drain(engine, prompt, steps=3) == {}
+    assert drain(engine, prompt, steps=3, keep_rows=range(NUM_NEW_TOKENS)) == {}
     engine.load_weights(new.state_dict().items(), 7)
     sequence = finish(engine)[0]
     drawn_by_new = sequence.weight_version == 7
@@ -113,4 +121,33 @@ def test_a_request_in_flight_goes_on_with_the_new_weights_and_keeps_what_the_old
     for model, chosen in ((old, ~drawn_by_new), (new, drawn_by_new)):
         expected = expected_logprobs(model, prompt[0], sequence)
         np.testing.assert_allclose(sequence.logprob[chosen], expected[chosen], atol=1e-4)
+        rows = expected_rows(model, prompt[0], sequence)
+        for offset in np.flatnonzero(chosen):
+            np.testing.assert_allclose(sequence.rows[offset].logprob, rows[offset], atol=1e-5)
+    assert sorted(sequence.rows) == list(range(len(sequence.token_ids)))
     engine.load_weights(old.state_dict().items(), 0)
+
+
+def test_rows_come_where_they_were_asked_for_and_are_then_forgotten(engine: GenerationEngine, folder: Path) -> None:
+    """Whole rows without the padding, within 1e-5 of transformers; those of finished and aborted requests are gone."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    engine.add("without", prompts(1)[0], max_new_tokens=NUM_NEW_TOKENS, seed=0)
+    engine.add("aborted", prompts(1)[0], max_new_tokens=NUM_NEW_TOKENS, seed=0, keep_rows=[0])
+    for number, prompt in prompts(8).items():
+        engine.add(str(number), prompt, max_new_tokens=NUM_NEW_TOKENS, seed=1000 + number, keep_rows=[1, number % 4])
+    engine.step()
+    engine.abort(["aborted"])
+    sequences = {}
+    while engine.has_unfinished():
+        sequences |= {sequence.request_id: sequence for sequence in engine.step()}
+    assert sequences.pop("without").rows == {}
+    for request_id, sequence in sequences.items():
+        number = int(request_id)
+        rows = expected_rows(model, prompts(8)[number], sequence)
+        assert set(sequence.rows) == {1, number % 4} & set(range(len(sequence.token_ids)))
+        for offset, row in sequence.rows.items():
+            assert row.logprob.dtype == np.float32 and row.drawn_logprob is row.logprob
+            np.testing.assert_allclose(row.logprob, rows[offset], atol=1e-5)
+    from minillm_ray.engines.sampled_logits import _RECORDS
+
+    assert len(sequences) == 8 and not _RECORDS

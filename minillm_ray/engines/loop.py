@@ -1,0 +1,210 @@
+"""A thread that owns an engine and steps it. Coroutines hand in requests and await their results.
+
+    request  --> [ inbox ] --> add ... step, step, step --> result
+    command  --> [ inbox ] --> runs between two steps, alone
+
+The engine is built, stepped and commanded in this one thread, so that nothing in it needs a lock.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+_IDLE_SECONDS = 0.2
+
+
+class Finished(Protocol):
+    """A finished request."""
+
+    @property
+    def request_id(self) -> str: ...
+
+
+Output = TypeVar("Output", bound=Finished)
+Output_co = TypeVar("Output_co", bound=Finished, covariant=True)
+Answer = TypeVar("Answer")
+
+
+class SteppedEngine(Protocol[Output_co]):
+    """What the loop needs of an engine."""
+
+    def step(self) -> Sequence[Output_co]: ...
+    def has_unfinished(self) -> bool: ...
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
+
+Engine = TypeVar("Engine", bound=SteppedEngine[Any])
+
+
+@dataclass(frozen=True)
+class Together:
+    """Requests that enter the engine in one go, ordered by place: the same requests make the same batches each time.
+
+    key: of the group; size: requests in it; place: of this one, from 0.
+    """
+
+    key: str
+    size: int
+    place: int
+
+
+@dataclass(frozen=True)
+class _Request:
+    add: Callable[[Any, str], None]
+    result: "Future[Any]"
+    together: Together | None
+
+
+@dataclass(frozen=True)
+class _Command:
+    function: Callable[[Any], Any]
+    result: "Future[Any]"
+
+
+@dataclass
+class _State:
+    """The loop thread's own."""
+
+    running: dict[str, "Future[Any]"] = field(default_factory=dict)
+    groups: dict[str, list[_Request]] = field(default_factory=dict)
+    num_added: int = 0
+
+
+class EngineLoop(Generic[Engine, Output]):
+    """build: makes the engine, in the loop's thread. An engine that raises takes every request with it, for good."""
+
+    def __init__(self, build: Callable[[], Engine], *, name: str) -> None:
+        self._build = build
+        self._inbox: queue.SimpleQueue[_Request | _Command] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._progress = time.monotonic()
+        self._busy: tuple[float, float | None] = (0.0, None)
+        """Seconds of work that are over, and since when the work in progress goes on; read and replaced as one."""
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def ready(self) -> None:
+        """Once the engine is built. Raises what building it raised."""
+        await self.command(lambda engine: None)
+
+    async def request(self, add: Callable[[Engine, str], None], *, together: Together | None = None) -> Output:
+        """Add one request to the engine, under the id that `add` is given, and wait for its result.
+
+        Where the coroutine is cancelled the request is aborted.
+        """
+        result: Future[Output] = Future()
+        self._put(_Request(add, result, together))
+        return await asyncio.wrap_future(result)
+
+    async def command(self, function: Callable[[Engine], Answer]) -> Answer:
+        """Run `function` between two steps and return what it returns."""
+        result: Future[Answer] = Future()
+        self._put(_Command(function, result))
+        return await asyncio.wrap_future(result)
+
+    @property
+    def seconds_since_progress(self) -> float:
+        """How long ago the thread last finished a step, a command or an idle wait: a hang shows here."""
+        return time.monotonic() - self._progress
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the thread has been in steps and commands so far, the one in progress included."""
+        done, since = self._busy
+        return done if since is None else done + time.monotonic() - since
+
+    def _put(self, item: _Request | _Command) -> None:
+        self._inbox.put(item)
+        if self._failure is not None:  # the thread has gone: nobody else would answer
+            self._fail(self._drain(), self._failure)
+
+    def _run(self) -> None:
+        state = _State()
+        try:
+            engine = self._build()
+            while True:
+                items = self._drain(wait=not engine.has_unfinished())
+                if items or engine.has_unfinished():
+                    self._busy = (self._busy[0], time.monotonic())
+                for item in items:
+                    self._accept(engine, state, item)
+                self._abort_cancelled(engine, state)
+                if engine.has_unfinished():
+                    for output in engine.step():
+                        _resolve(state.running.pop(output.request_id), output)
+                self._busy = (self.busy_seconds, None)
+                self._progress = time.monotonic()
+        except BaseException as error:
+            self._failure = error
+            for future in [*state.running.values(), *(r.result for group in state.groups.values() for r in group)]:
+                _refuse(future, error)
+            self._fail(self._drain(), error)
+
+    def _accept(self, engine: Engine, state: _State, item: _Request | _Command) -> None:
+        if isinstance(item, _Command):
+            try:
+                _resolve(item.result, item.function(engine))
+            except Exception as error:
+                _refuse(item.result, error)
+            return
+        if item.together is None:
+            self._add(engine, state, item)
+            return
+        group = state.groups.setdefault(item.together.key, [])
+        group.append(item)
+        if len(group) == item.together.size:
+            del state.groups[item.together.key]
+            for request in sorted(group, key=_place):
+                self._add(engine, state, request)
+
+    @staticmethod
+    def _add(engine: Engine, state: _State, item: _Request) -> None:
+        request_id = str(state.num_added)
+        state.num_added += 1
+        try:
+            item.add(engine, request_id)
+        except Exception as error:
+            _refuse(item.result, error)
+            return
+        state.running[request_id] = item.result
+
+    @staticmethod
+    def _abort_cancelled(engine: Engine, state: _State) -> None:
+        cancelled = [request_id for request_id, result in state.running.items() if result.cancelled()]
+        if cancelled:
+            engine.abort(cancelled)
+            for request_id in cancelled:
+                del state.running[request_id]
+
+    def _drain(self, *, wait: bool = False) -> list[_Request | _Command]:
+        items: list[_Request | _Command] = []
+        try:
+            items.append(self._inbox.get(timeout=_IDLE_SECONDS) if wait else self._inbox.get_nowait())
+            while True:
+                items.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return items
+
+    @staticmethod
+    def _fail(items: Sequence[_Request | _Command], error: BaseException) -> None:
+        for item in items:
+            _refuse(item.result, error)
+
+
+def _place(request: _Request) -> int:
+    assert request.together is not None
+    return request.together.place
+
+
+def _resolve(future: "Future[Any]", value: Any) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_result(value)
+
+
+def _refuse(future: "Future[Any]", error: BaseException) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
