@@ -1,36 +1,51 @@
-"""The Ray actor of a teacher replica: builds a TeacherScorer around a vLLM pooling engine and forwards to it."""
+"""The Ray actor of a teacher replica: builds a TeacherReplica and forwards to it."""
 
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray import ObjectRef
 
-from minillm_ray.engines.generation import EngineSettings
+from minillm_ray.data.trajectory import Payload, Trajectory
+from minillm_ray.engines.loop import Together
+from minillm_ray.mixture.exchange import Proposal, Verdict
+from minillm_ray.remote import Beat
+from minillm_ray.teacher.replica import TeacherFacts, TeacherReplica, TeacherSpec
+from minillm_ray.teacher.scorer import ScoreReport, TeacherReport
 from minillm_ray.telemetry.actor_logs import redirect_output
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"beat": 1})
 class TeacherActor:
-    """Process boundary of one teacher replica."""
+    """Process boundary of one teacher replica. Its methods are coroutines: any number of them wait side by side."""
 
-    def __init__(self, settings: EngineSettings, *, log_file: Path) -> None:
+    def __init__(self, spec: TeacherSpec, *, log_file: Path) -> None:
         redirect_output(log_file)
-        import torch
+        self._replica = TeacherReplica(spec)
 
-        from minillm_ray.engines.pooling import PoolingEngine
-        from minillm_ray.teacher.scorer import TeacherScorer
+    async def ready(self) -> TeacherFacts:
+        """Answers once the engine is loaded and probed."""
+        return await self._replica.ready()
 
-        self._scorer = TeacherScorer(PoolingEngine(settings), dtype=getattr(torch, settings.dtype))
+    async def extend(self, session: str, proposal: Proposal) -> Verdict:
+        return await self._replica.extend(session, proposal)
 
-    def ready(self) -> bool:
-        """Answers once the engine is loaded."""
-        return True
+    @ray.method(num_returns=2)
+    async def score(
+        self,
+        trajectory: Trajectory,
+        session: str | None = None,
+        exact: bool = False,
+        together: Together | None = None,
+    ) -> tuple[ScoreReport, Payload]:
+        """Two returns: a few numbers for the driver, and the payload for the learner; hidden states where `exact`."""
+        return await self._replica.score(trajectory, session, exact=exact, together=together)
 
-    def score(self, trajectories: list[ObjectRef], timeout_seconds: float) -> list[Any]:
-        """How many bytes the payloads hold, then a payload for each trajectory: 1 + n returns.
+    async def forget(self, session: str) -> None:
+        self._replica.forget(session)
 
-        The references come in a list, so that the trajectories are fetched here and by nobody else.
-        """
-        payloads = self._scorer.score(ray.get(trajectories, timeout=timeout_seconds))
-        return [sum(payload.data.nbytes for payload in payloads), *payloads]
+    async def report(self) -> TeacherReport:
+        return self._replica.report()
+
+    @ray.method(concurrency_group="beat")
+    async def ping(self) -> Beat:
+        """Answers also while the engine works, which has a thread of its own."""
+        return Beat(self._replica.seconds_since_progress, self._replica.busy_seconds)

@@ -1,37 +1,21 @@
-"""The driver's view of the teacher replicas: references in, references out."""
-
-from collections.abc import Sequence
-from typing import Any
+"""A teacher replica as the pipeline calls it: references in, references out."""
 
 from ray import ObjectRef
 
-from minillm_ray.remote import even_shares, get
+from minillm_ray.remote import ActorClient
 
 
-class TeacherPool:
-    """M teacher actors that share the trajectories of a call. handles: Ray actor handles of TeacherActor."""
+class TeacherClient(ActorClient):
+    """Of a TeacherActor."""
 
-    def __init__(self, handles: Sequence[Any], *, timeout_seconds: float) -> None:
-        self._handles = list(handles)
-        self._timeout_seconds = timeout_seconds
+    def score(self, trajectory: ObjectRef, session: str | None, *, exact: bool) -> tuple[ObjectRef, ObjectRef]:
+        """References to a ScoreReport and to the payload. session: in which the response was mixed, if it was.
 
-    def ready(self, *, startup_timeout_seconds: float) -> None:
-        """Until every replica has loaded its engine."""
-        get(
-            [handle.ready.remote() for handle in self._handles],
-            timeout_seconds=startup_timeout_seconds,
-            work="teacher: loading the engine",
-        )
+        exact: the payload is hidden states, whatever the run trains on.
+        """
+        report, payload = self.handle.score.options(num_returns=2).remote(trajectory, session, exact)
+        return report, payload
 
-    def score(self, trajectories: Sequence[ObjectRef]) -> tuple[list[ObjectRef], int]:
-        """A reference to a payload for each trajectory, in order, once all are scored; and their bytes in all."""
-        payloads: list[ObjectRef] = []
-        sizes: list[ObjectRef] = []
-        for handle, share in zip(self._handles, even_shares(trajectories, len(self._handles)), strict=True):
-            if share:
-                call = handle.score.options(num_returns=1 + len(share))
-                size, *references = call.remote(share, self._timeout_seconds)
-                sizes.append(size)
-                payloads += references
-        num_bytes = get(sizes, timeout_seconds=self._timeout_seconds, work="teacher: scoring responses")
-        return payloads, sum(num_bytes)
+    def forget(self, session: str) -> None:
+        """The response of this session will not come."""
+        self.handle.forget.remote(session)

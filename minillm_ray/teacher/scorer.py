@@ -1,33 +1,174 @@
-"""What the teacher says of a response: its final hidden states where each token is predicted."""
+"""What the teacher says of a response: verdicts while it is drawn, and then a payload for the learner.
 
-from collections.abc import Sequence
-from typing import Protocol
+A verdict needs the hidden states of the tokens that it judges, and so does the payload: what verification computed is
+kept in a session, and a finished response that was verified to its end needs no second pass.
+"""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minillm_ray.data.trajectory import HiddenPayload, Trajectory
-from minillm_ray.engines.hidden_payload import encode_hidden
+from minillm_ray.data.trajectory import Payload, Trajectory
+from minillm_ray.engines.heads import head_logits
+from minillm_ray.engines.hidden_states import HiddenRows, HiddenStateEngine
+from minillm_ray.engines.loop import EngineLoop, Together
+from minillm_ray.engines.truncation import log_probabilities
+from minillm_ray.mixture.exchange import Proposal, Verdict
+from minillm_ray.objective import Head
+from minillm_ray.teacher.sessions import Session, Sessions, TokenIds
+
+Encode = Callable[[Tensor, npt.NDArray[np.int32]], Payload]
+"""Hidden states [n, d_t] and response ids [n] to a payload. Runs in the engine's thread."""
+
+_CHUNK_BYTES = 2**26
+"""Of one matrix of logits: a long proposal over a large vocabulary takes several, and fits beside an engine."""
 
 
-class HiddenStateEngine(Protocol):
-    """What a scorer asks of an engine (minillm_ray.engines.pooling.PoolingEngine)."""
+@dataclass(frozen=True)
+class Sampling:
+    """How the teacher's distribution is drawn from, by the terms of minillm_ray.engines.truncation."""
 
-    def hidden_states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]: ...
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """One scored response. engine_tokens, requests: what it cost the engine, the verification of it included."""
+
+    response_tokens: int
+    payload_bytes: int
+    engine_tokens: int
+    requests: int
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """Since the start. engine_tokens counts every token computed, also for responses that were never finished."""
+
+    engine_tokens: int
+    requests: int
+    scored_tokens: int
+    open_sessions: int
 
 
 class TeacherScorer:
-    """Same tokens in, same numbers out."""
+    """Same tokens in, same numbers out. One call at a time for each session; any number of sessions.
 
-    def __init__(self, engine: HiddenStateEngine, *, dtype: torch.dtype) -> None:
-        self._engine = engine
+    dtype: of the model, in which hidden states are kept; max_sessions: beyond it the longest unused one is dropped.
+    """
+
+    def __init__(
+        self,
+        loop: EngineLoop[HiddenStateEngine, HiddenRows],
+        head: Head,
+        *,
+        encode: Encode,
+        dtype: torch.dtype,
+        sampling: Sampling,
+        max_sessions: int = 1024,
+    ) -> None:
+        self._loop = loop
+        self._head = head
+        self._encode = encode
         self._dtype = dtype
+        self._sampling = sampling
+        self._sessions = Sessions(max_sessions)
+        self._engine_tokens = 0
+        self._requests = 0
+        self._scored_tokens = 0
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[HiddenPayload]:
-        """For each response of n tokens the hidden states [n, d_t] of the positions that predict them."""
-        # The last token predicts nothing that is trained, so the engine never sees it.
-        hidden = self._engine.hidden_states([trajectory.token_ids[:-1].tolist() for trajectory in trajectories])
-        return [
-            encode_hidden(rows[len(trajectory.prompt_ids) - 1 :], self._dtype)
-            for rows, trajectory in zip(hidden, trajectories, strict=True)
-        ]
+    async def extend(self, session: str, proposal: Proposal) -> Verdict:
+        """Judge a proposal, and keep the hidden states that this took under the name `session`."""
+        state = self._sessions.get(session, proposal.prompt_length)
+        # The last token predicts nothing that is judged, so the engine never sees it.
+        await self._complete(state, proposal.token_ids[:-1], reuse=True)
+        hidden = state.rows(proposal.start, len(proposal.token_ids) - proposal.prompt_length)
+        return await self._loop.command(lambda engine: self._judge(hidden, proposal))
+
+    async def score(
+        self,
+        trajectory: Trajectory,
+        session: str | None = None,
+        *,
+        encode: Encode | None = None,
+        together: Together | None = None,
+    ) -> tuple[ScoreReport, Payload]:
+        """A report and the payload, by `encode` where it is given.
+
+        `session` ends; its rows are taken as far as they are of this response. Without one the engine does not read its
+        cache: the numbers then do not depend on what it saw before.
+        """
+        known = None if session is None else self._sessions.pop(session)
+        num_prompt = len(trajectory.prompt_ids)
+        state = known if known is not None and known.prompt_length == num_prompt else Session(num_prompt)
+        await self._complete(state, trajectory.token_ids[:-1], reuse=known is not None, together=together)
+        hidden = state.rows(0, len(trajectory.response_ids))
+        payload = await self._loop.command(lambda engine: (encode or self._encode)(hidden, trajectory.response_ids))
+        num_tokens = len(trajectory.response_ids)
+        self._scored_tokens += num_tokens
+        return ScoreReport(num_tokens, payload.nbytes, state.engine_tokens, state.requests), payload
+
+    def forget(self, session: str) -> None:
+        """The response will not be finished. An unknown name is no error: the session may have been dropped."""
+        self._sessions.pop(session)
+
+    def report(self) -> TeacherReport:
+        return TeacherReport(self._engine_tokens, self._requests, self._scored_tokens, len(self._sessions))
+
+    async def _complete(
+        self, state: Session, token_ids: TokenIds, *, reuse: bool, together: Together | None = None
+    ) -> None:
+        """Until `state` has the row of every slot that token_ids [P - 1 + n] predict, 0 .. n - 1."""
+        if state.keep_common(token_ids) == len(token_ids) - state.prompt_length + 1:
+            return
+        rows = await self._ask(state, token_ids, reuse=reuse, together=together)
+        if state.lacks(rows.first):
+            # Another response with the same tokens filled the cache, or the session began on a replica that is gone.
+            rows = await self._ask(state, token_ids, reuse=False)
+        # vLLM widens a bfloat16 model's rows to float32: nothing is lost, and a session takes half the memory.
+        state.extend(token_ids, rows.hidden.to(self._dtype), rows.first)
+
+    async def _ask(
+        self, state: Session, token_ids: TokenIds, *, reuse: bool, together: Together | None = None
+    ) -> HiddenRows:
+        ids = token_ids.tolist()
+        rows = await self._loop.request(
+            lambda engine, request_id: engine.add(request_id, ids, reuse=reuse), together=together
+        )
+        self._engine_tokens += len(rows.hidden)
+        self._requests += 1
+        state.engine_tokens += len(rows.hidden)
+        state.requests += 1
+        return rows
+
+    def _judge(self, hidden: Tensor, proposal: Proposal) -> Verdict:
+        """hidden: [n - start, d_t], of the proposed slots."""
+        proposed = torch.from_numpy(proposal.token_ids[proposal.prompt_length + proposal.start :].astype(np.int64))
+        threshold = torch.from_numpy(np.array(proposal.log_threshold))
+        standing: list[Tensor] = []
+        chunk = max(1, _CHUNK_BYTES // (4 * self._num_columns))
+        for start in range(0, len(hidden), chunk):
+            logprobs = self._log_probabilities(hidden[start : start + chunk])
+            tokens = proposed[start : start + chunk]
+            of_tokens = logprobs.gather(1, tokens.to(logprobs.device)[:, None])[:, 0].cpu()
+            fell = (~(of_tokens >= threshold[start : start + chunk])).nonzero()
+            if len(fell):
+                first = int(fell[0])
+                return Verdict(torch.cat([*standing, of_tokens[:first]]).numpy(), logprobs[first].cpu().numpy().copy())
+            standing.append(of_tokens)
+        return Verdict(torch.cat(standing).numpy(), None)
+
+    def _log_probabilities(self, hidden: Tensor) -> Tensor:
+        """float32 [n, V], of hidden states [n, d_t]: the teacher's distributions as they are drawn from."""
+        sampling = self._sampling
+        return log_probabilities(head_logits(hidden, self._head), sampling.temperature, sampling.top_k, sampling.top_p)
+
+    @property
+    def _num_columns(self) -> int:
+        return self._head.vocab_size or len(self._head.weight)

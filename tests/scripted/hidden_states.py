@@ -1,0 +1,66 @@
+"""A hidden-state engine with a prefix cache whose rows follow a rule: each depends on all tokens up to its own."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from minillm_ray.engines.hidden_states import HiddenRows, HiddenStateEngine
+
+BLOCK_TOKENS = 4
+HIDDEN_SIZE = 6
+
+
+@dataclass
+class ScriptedHiddenStateEngine(HiddenStateEngine):
+    """Answers all requests of a step at once. requests: (token ids, reuse) of every request ever added, in order."""
+
+    requests: list[tuple[list[int], bool]] = field(default_factory=list)
+    cached: set[tuple[int, ...]] = field(default_factory=set)
+    """Whole blocks that were computed, each as the tokens up to its end."""
+    aborted: list[str] = field(default_factory=list)
+    waiting: dict[str, tuple[list[int], bool]] = field(default_factory=dict)
+
+    @property
+    def block_tokens(self) -> int:
+        return BLOCK_TOKENS
+
+    def add(self, request_id: str, token_ids: Sequence[int], *, reuse: bool) -> None:
+        self.requests.append((list(token_ids), reuse))
+        self.waiting[request_id] = self.requests[-1]
+
+    def step(self) -> list[HiddenRows]:
+        finished = []
+        for request_id, (ids, reuse) in self.waiting.items():
+            first = self._num_cached(ids) if reuse else 0
+            ends = range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS)
+            self.cached.update(tuple(ids[:end]) for end in ends)
+            finished.append(HiddenRows(request_id, expected_rows(ids)[first:], first))
+        self.waiting = {}
+        return finished[::-1]
+
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted += request_ids
+        for request_id in request_ids:
+            self.waiting.pop(request_id, None)
+
+    def _num_cached(self, ids: list[int]) -> int:
+        """Whole blocks from the beginning, and never the last token."""
+        ends = range(BLOCK_TOKENS, len(ids), BLOCK_TOKENS)
+        return BLOCK_TOKENS * sum(1 for _ in takewhile(lambda end: tuple(ids[:end]) in self.cached, ends))
+
+
+def expected_rows(token_ids: Sequence[int]) -> Tensor:
+    """[L, d]: standard normal numbers drawn from a seed that the tokens up to each position make."""
+    rows = []
+    for end in range(1, len(token_ids) + 1):
+        digest = hashlib.sha256(repr([int(token) for token in token_ids[:end]]).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        rows.append(torch.randn(HIDDEN_SIZE, generator=generator))
+    return torch.stack(rows)
