@@ -33,10 +33,16 @@ def distinct_n(sequences: Sequence[Sequence[Hashable]] | Sequence[str], n: int) 
 
     Returns a float in 0..1; nan if no sequence has n tokens. Raises ValueError if n < 1.
     """
+    num_different, num_all = count_ngrams(sequences, n)
+    return num_different / num_all if num_all else float("nan")
+
+
+def count_ngrams(sequences: Sequence[Sequence[Hashable]] | Sequence[str], n: int) -> tuple[int, int]:
+    """(different ones, all) of the n-grams of all `sequences` together, as `distinct_n` counts them."""
     if n < 1:
         raise ValueError(f"n is {n}; expected at least 1")
     grams: list[tuple[Hashable, ...]] = []
     for sequence in sequences:
         tokens = sequence.split() if isinstance(sequence, str) else sequence
         grams += [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else float("nan")
+    return len(set(grams)), len(grams)
