@@ -1,6 +1,7 @@
 # Everything starts from here: each target sets up .venv by itself, and nothing is installed outside it.
 #   make demo       the quick start, whole, on this machine
 #   make test       lint, types and every test;  make test-fast  the unit tests alone
+#   make chaos      the chaos suite with 20 seeds of each fault instead of the 3 of `make test`
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-fast lint
+.PHONY: setup demo test test-fast chaos lint
 
 setup: $(VENV)/.ready
 
@@ -35,6 +36,9 @@ lint: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest tests/unit
+
+chaos: setup
+	$(BIN)/python -m pytest tests/chaos -m ""
 
 test: setup lint
 	$(BIN)/python -m pytest tests

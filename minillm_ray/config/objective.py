@@ -13,14 +13,15 @@ class ObjectiveSection(Section):
     preset: Literal["default", "paper", "official", "exact"] = "default"
     """`default`: expected later rewards, lowest variance. `paper`: its text. `official`: its authors' code.
     `exact`: unbiased for the sequence-level divergence, without length normalisation."""
-    alpha: float | None = Field(None, ge=0.0, lt=1.0)
-    """The teacher's share of the sampling mixture. 0 samples from the student alone."""
+    alpha: float | None = Field(None, ge=0.0, le=1.0)
+    """The teacher's share of the sampling mixture. 0 samples from the student alone, 1 from the teacher alone."""
     gamma: float | None = Field(None, ge=0.0, le=1.0)
     """Discount per later token. 0 leaves the exact half alone: biased, far less variance."""
     return_start: Literal["next", "current"] | None = None
     """First reward in the return. "next" is the paper; "current" its authors' code, which counts a step twice."""
     later_reward: Literal["expected", "sampled", "sampled_frozen"] | None = None
-    """Later rewards: minus the exact divergence at each state, the sampled log-ratio, or that ratio at the rollout."""
+    """Later rewards: minus the exact divergence at each state, the sampled log-ratio, or that ratio at the rollout.
+    `teacher.payload: sampled` has no divergence at a state: null is then `sampled`."""
     return_norm: Literal["none", "later", "remaining", "horizon"] | None = None
     """What a return is divided by. Without it the student learns to stop early."""
     horizon: int | None = Field(None, ge=1)
@@ -31,6 +32,9 @@ class ObjectiveSection(Section):
     """Rewards are divided by it, sampled and expected ones."""
     reward_clip: float | None = Field(None, gt=0.0)
     """Rewards are clipped to plus and minus this, after scaling."""
+    single_step: bool | None = None
+    """The exact half. false is the paper's ablation: it needs `return_start: current`, sampled later rewards, and
+    `return_norm: remaining` where returns are divided."""
     single_step_weight: Literal["none", "token", "prefix"] | None = None
     """Importance weight of the exact half."""
     long_term_weight: Literal["none", "token", "product"] | None = None

@@ -34,15 +34,26 @@ def plan_placement(config: RunConfig, *, device: str) -> tuple[RolePlacement, ..
     on_gpu = device == "gpu"
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
     if not on_gpu:
-        for key, section in (("rollout", rollout), ("teacher", teacher)):
-            if section.tensor_parallel > 1:
+        if config.weights.transport == "nccl":
+            raise InputError(
+                "weights.transport is nccl, which sends from GPU to GPU; expected object_store where there is no GPU. "
+                "Set weights.transport=object_store"
+            )
+        for key, parts in (
+            ("rollout.tensor_parallel", rollout.tensor_parallel),
+            ("teacher.tensor_parallel", teacher.tensor_parallel),
+            ("teacher.pipeline_parallel", teacher.pipeline_parallel),
+        ):
+            if parts > 1:
+                role = key.partition(".")[0]
                 raise InputError(
-                    f"{key}.tensor_parallel is {section.tensor_parallel}; expected 1 where there is no GPU. "
-                    f"Raise {key}.cpus to give a replica more threads"
+                    f"{key} is {parts}; expected 1 where there is no GPU. "
+                    f"Raise {role}.cpus to give a replica more threads"
                 )
+    teacher_gpus = teacher.tensor_parallel * teacher.pipeline_parallel
     return (
         RolePlacement("rollout", "rollout.replicas", rollout.replicas, rollout.cpus, on_gpu * rollout.tensor_parallel),
-        RolePlacement("teacher", "teacher.replicas", teacher.replicas, teacher.cpus, on_gpu * teacher.tensor_parallel),
+        RolePlacement("teacher", "teacher.replicas", teacher.replicas, teacher.cpus, on_gpu * teacher_gpus),
         RolePlacement("learner", "learner.ranks", learner.ranks, learner.cpus, int(on_gpu)),
     )
 

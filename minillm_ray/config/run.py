@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from minillm_ray.config.base import Section
+from minillm_ray.config.checkpoint import CheckpointSection
 from minillm_ray.config.data import DataSection
 from minillm_ray.config.evaluation import EvaluationSection
 from minillm_ray.config.learner import LearnerSection
@@ -36,6 +37,7 @@ class RunConfig(Section):
     learner: LearnerSection = LearnerSection()
     pipeline: PipelineSection = PipelineSection()
     weights: WeightsSection = WeightsSection()
+    checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
     telemetry: TelemetrySection = TelemetrySection()
     ray: RaySection = RaySection()

@@ -1,27 +1,38 @@
 """The Ray actors of a learner rank: one for supervised phases, one for MiniLLM. No arithmetic here."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
 from ray import ObjectRef
+from ray.exceptions import RayError
 
 from minillm_ray.data.sets import SupervisedSet
 from minillm_ray.engines.heads import load_head
 from minillm_ray.learner.distillation import DistillationLearner, StepReport
-from minillm_ray.learner.process import RankProcess, TrainingSpec
+from minillm_ray.learner.process import CONCURRENCY_GROUPS, RankProcess, TrainingSpec
+from minillm_ray.learner.publishing import PublishingSpec, make_publisher
 from minillm_ray.learner.ranks import Rank
 from minillm_ray.learner.scored_batch import Scored
 from minillm_ray.learner.supervised import SupervisedLearner
 from minillm_ray.learner.trainer import StepOutcome
 from minillm_ray.objective import ObjectiveSettings
 from minillm_ray.telemetry.reductions import Mean
-from minillm_ray.weights.buffers import pack, plan_layout
+from minillm_ray.weights.nccl import NcclPublisher
 
 
-@ray.remote
+@dataclass(frozen=True)
+class LostInputs:
+    """A step that was not made. lost_places: of this rank's share in the whole minibatch; num_lost: over all ranks."""
+
+    lost_places: tuple[int, ...]
+    num_lost: int
+
+
+@ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
 class SupervisedActor(RankProcess):
     """Process boundary of one rank in a supervised phase."""
 
@@ -55,7 +66,7 @@ class SupervisedActor(RankProcess):
         return self._learner.validation_loss()
 
 
-@ray.remote
+@ray.remote(concurrency_groups=CONCURRENCY_GROUPS | {"weights": 1})
 class DistillationActor(RankProcess):
     """Process boundary of one rank in the MiniLLM phase."""
 
@@ -69,8 +80,7 @@ class DistillationActor(RankProcess):
         teacher: str,
         teacher_dtype: str,
         samples_per_step: int,
-        publish_dtype: str,
-        bucket_bytes: int,
+        publishing: PublishingSpec,
         bad_batch_folder: Path,
         probe_every: int | None,
     ) -> None:
@@ -80,8 +90,7 @@ class DistillationActor(RankProcess):
         self._settings = settings
         self._teacher, self._teacher_dtype = teacher, teacher_dtype
         self._samples_per_step = samples_per_step
-        self._publish_dtype = getattr(torch, publish_dtype)
-        self._bucket_bytes = bucket_bytes
+        self._publishing = publishing
 
     def _on_joined(self, rank: Rank) -> None:
         spec = self._spec
@@ -100,23 +109,34 @@ class DistillationActor(RankProcess):
             bad_batch_file=self._bad_batch_file,
             probe_every=self._probe_every,
         )
-        self._layout = plan_layout(
-            self.trainer.student.named_weights(), dtype=self._publish_dtype, bucket_bytes=self._bucket_bytes
+        self._publisher = make_publisher(
+            self._publishing,
+            self.trainer.student.named_weights(),
+            own_handle=lambda: ray.get_runtime_context().current_actor,
+            free_address=self.address,
         )
 
-    def num_buckets(self) -> int:
-        """Buffers that `publish` returns beside the manifest."""
-        return len(self._layout.bucket_bytes)
+    def num_buffers(self) -> int:
+        """Of one published version."""
+        return self._publisher.num_buffers
 
-    def publish(self, version: int) -> list[Any] | None:
-        """Every rank calls it. Rank 0 returns the manifest and the buffers of these weights: 1 + n returns."""
+    def publish(self, version: int) -> Any:
+        """Every rank calls it. Rank 0 returns n buffers and what was published: n + 1 returns, stored one by one."""
         tensors = self.trainer.student.named_weights()
         if self._index:
             for _ in tensors:
                 pass
             return None
-        manifest, buffers = pack(tensors, self._layout, version=version)
-        return [manifest, *buffers]
+        returns = self._publisher.publish(tensors, version=version)
+        return returns if self._publisher.num_buffers else next(returns)  # Ray takes a single return as it is
+
+    @ray.method(concurrency_group="weights")
+    def send_weights(self, name: str, replica: Any) -> int:
+        """Asked by the rollout replica `replica` that was offered a version, beside the training. Returns the version.
+
+        Raises TransferFailed: the replica is then of no more use.
+        """
+        return cast(NcclPublisher, self._publisher).send(name, replica)
 
     def step(
         self,
@@ -125,18 +145,53 @@ class DistillationActor(RankProcess):
         texts: list[ObjectRef],
         text_payloads: list[ObjectRef],
         timeout_seconds: float,
-    ) -> StepReport:
-        """One optimizer step on this rank's share of a minibatch and of plain text, fetched here and by nobody else."""
-        scored = _fetch(trajectories, payloads, timeout_seconds)
-        return self._learner.step(scored, _fetch(texts, text_payloads, timeout_seconds))
+    ) -> StepReport | LostInputs:
+        """One optimizer step on this rank's share of a minibatch and of plain text, fetched here and by nobody else.
 
-    def divergence(self, trajectories: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float) -> Mean:
+        Where something of any rank's share cannot be had, no rank makes the step.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        scored, lost = _fetch(trajectories, payloads, deadline)
+        written, lost_texts = _fetch(texts, text_payloads, deadline)
+        [num_lost] = self.trainer.rank.sum([float(len(lost) + len(lost_texts))])
+        if num_lost:
+            return LostInputs(tuple(self._index + place * self._size for place in lost), int(num_lost))
+        return self._learner.step(scored, written)
+
+    def divergence(
+        self, trajectories: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float
+    ) -> Mean | LostInputs:
         """Exact reverse KL to the teacher over these responses; nothing is trained."""
-        return self._learner.divergence(_fetch(trajectories, payloads, timeout_seconds))
+        scored = self._fetch_all(trajectories, payloads, timeout_seconds)
+        return scored if isinstance(scored, LostInputs) else self._learner.divergence(scored)
+
+    def text_loss(self, texts: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float) -> Mean | LostInputs:
+        """The text term of `step` over these texts; nothing is trained."""
+        scored = self._fetch_all(texts, payloads, timeout_seconds)
+        return scored if isinstance(scored, LostInputs) else self._learner.text_loss(scored)
+
+    def _fetch_all(
+        self, trajectories: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float
+    ) -> list[Scored] | LostInputs:
+        """This rank's share, or what of it is lost, where something of any rank's is."""
+        scored, lost = _fetch(trajectories, payloads, time.monotonic() + timeout_seconds)
+        [num_lost] = self.trainer.rank.sum([float(len(lost))])
+        if num_lost:
+            return LostInputs(tuple(self._index + place * self._size for place in lost), int(num_lost))
+        return scored
 
 
-def _fetch(trajectories: list[ObjectRef], payloads: list[ObjectRef], timeout_seconds: float) -> list[Scored]:
-    deadline = time.monotonic() + timeout_seconds
-    fetched = ray.get(trajectories, timeout=timeout_seconds)
-    hidden = ray.get(payloads, timeout=max(1.0, deadline - time.monotonic()))
-    return list(zip(fetched, hidden, strict=True))
+def _fetch(trajectories: list[ObjectRef], payloads: list[ObjectRef], deadline: float) -> tuple[list[Scored], list[int]]:
+    """What could be had, and the places of what could not: it went with the node that held it."""
+    fetched: list[Scored] = []
+    lost: list[int] = []
+    everything = [*trajectories, *payloads]
+    if everything:  # all transfers at once
+        ray.wait(everything, num_returns=len(everything), timeout=max(0.0, deadline - time.monotonic()))
+    for place, pair in enumerate(zip(trajectories, payloads, strict=True)):
+        try:
+            trajectory, payload = ray.get(list(pair), timeout=max(1.0, deadline - time.monotonic()))
+            fetched.append((trajectory, payload))
+        except RayError:
+            lost.append(place)
+    return fetched, lost

@@ -6,10 +6,8 @@ from typing import Any
 
 from ray import ObjectRef
 
-from minillm_ray.learner.distillation import StepReport
 from minillm_ray.learner.trainer import StepOutcome
-from minillm_ray.remote import get
-from minillm_ray.telemetry.reductions import Mean
+from minillm_ray.remote import ActorClient, get
 
 
 class LearnerGroup:
@@ -50,40 +48,84 @@ class SupervisedGroup(LearnerGroup):
         return self._all([handle.validation_loss.remote() for handle in self._handles], "validation")[0]
 
 
-class DistillationGroup(LearnerGroup):
-    """Ranks of DistillationActor. References of one minibatch are dealt to the ranks in turn."""
+class RankClient(ActorClient):
+    """One rank, of either actor."""
 
-    def join(self, *, startup_timeout_seconds: float) -> None:
-        super().join(startup_timeout_seconds=startup_timeout_seconds)
-        self._num_buckets = self._all([self._handles[0].num_buckets.remote()], "planning the weights")[0]
+
+class DistillationRanks:
+    """Ranks of DistillationActor, rank 0 first, from their meeting on. Nothing here waits.
+
+    References of one minibatch are dealt to the ranks in turn; lists of references hold one a rank.
+    """
+
+    def __init__(self, clients: Sequence[RankClient], *, startup_seconds: float, call_seconds: float) -> None:
+        self._handles = [client.handle for client in clients]
+        self._startup_seconds, self._call_seconds = startup_seconds, call_seconds
+        self._num_buffers = 0
+
+    @property
+    def learner(self) -> "DistillationRanks":
+        return self
+
+    def address(self) -> ObjectRef:
+        """Where the ranks can meet."""
+        return self._handles[0].address.remote()
+
+    def join(self, address: str) -> list[ObjectRef]:
+        """Each rank meets the others and loads the student; it answers with the number of buffers of `publish`."""
+        for handle in self._handles:
+            handle.join.remote(address, self._startup_seconds)
+        return [handle.num_buffers.remote() for handle in self._handles]
+
+    def joined(self, answers: Sequence[int]) -> None:
+        """Hear what `join` answered."""
+        self._num_buffers = answers[0]
+
+    def load(self, folder: Path) -> list[ObjectRef]:
+        """Each rank takes up the state in a checkpoint."""
+        return [handle.load.remote(folder) for handle in self._handles]
 
     def step(
         self,
         trajectories: Sequence[ObjectRef],
         payloads: Sequence[ObjectRef],
-        texts: Sequence[ObjectRef] = (),
-        text_payloads: Sequence[ObjectRef] = (),
-    ) -> list[StepReport]:
-        """One optimizer step on a minibatch and on plain text; a report of each rank."""
-        return self._all(self._dealt("step", trajectories, payloads, texts, text_payloads), "an optimizer step")
+        texts: Sequence[ObjectRef],
+        text_payloads: Sequence[ObjectRef],
+    ) -> list[ObjectRef]:
+        """One optimizer step on a minibatch and on plain text: a StepReport of each rank, or LostInputs."""
+        return self._dealt("step", trajectories, payloads, texts, text_payloads)
 
-    def divergence(self, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> Mean:
-        """Exact reverse KL to the teacher over these responses; nothing is trained."""
-        parts = self._all(self._dealt("divergence", trajectories, payloads), "measuring the divergence")
-        return Mean(sum(part.sum for part in parts), sum(part.count for part in parts))
+    def divergence(self, trajectories: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> list[ObjectRef]:
+        """Exact reverse KL to the teacher over these responses: a Mean of each rank, or LostInputs."""
+        return self._dealt("divergence", trajectories, payloads)
 
-    def publish(self, version: int) -> tuple[ObjectRef, list[ObjectRef]]:
-        """References to the manifest and the buffers of the current weights, as `version`, once they are there."""
+    def text_loss(self, texts: Sequence[ObjectRef], payloads: Sequence[ObjectRef]) -> list[ObjectRef]:
+        """The text term of `step` over these texts, untrained: a Mean of each rank, or LostInputs."""
+        return self._dealt("text_loss", texts, payloads)
+
+    def publish(self, version: int) -> tuple[ObjectRef, list[ObjectRef], list[ObjectRef]]:
+        """The current weights as `version`: references to the manifest, to the buffers, and to each rank's end."""
         first, *others = self._handles
-        manifest, *buffers = first.publish.options(num_returns=1 + self._num_buckets).remote(version)
-        self._all([other.publish.remote(version) for other in others], "publishing weights")
-        self._all([manifest], "publishing weights")
-        return manifest, buffers
+        returned = first.publish.options(num_returns=self._num_buffers + 1).remote(version)
+        *buffers, manifest = returned if self._num_buffers else [returned]
+        return manifest, buffers, [manifest, *(other.publish.remote(version) for other in others)]
+
+    def snapshot(self, folder: Path) -> list[ObjectRef]:
+        """Each rank copies its state and begins to write it."""
+        return [handle.snapshot.remote(folder) for handle in self._handles]
+
+    def written(self) -> list[ObjectRef]:
+        """The records of each rank's files, once they are on disk."""
+        return [handle.written.remote() for handle in self._handles]
+
+    def save(self, folder: Path) -> list[ObjectRef]:
+        """The model in Hugging Face format."""
+        return [handle.save.remote(folder) for handle in self._handles]
 
     def _dealt(self, method: str, *references: Sequence[ObjectRef]) -> list[ObjectRef]:
         """The call on every rank; each list of references is dealt to the ranks in turn."""
         size = len(self._handles)
         return [
-            getattr(handle, method).remote(*(list(part[rank::size]) for part in references), self._timeout_seconds)
+            getattr(handle, method).remote(*(list(part[rank::size]) for part in references), self._call_seconds)
             for rank, handle in enumerate(self._handles)
         ]

@@ -4,7 +4,7 @@ The student's log-probabilities are those of the current weights; the sampler's 
 with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,23 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minillm_ray.data.trajectory import Trajectory
+from minillm_ray.data.trajectory import HiddenPayload, Trajectory
 from minillm_ray.learner.bad_batch import write_bad_batch
 from minillm_ray.learner.micro_batches import MicroBatch
 from minillm_ray.learner.probe import signal_to_noise
 from minillm_ray.learner.scored_batch import Scored, ScoredBatch, scored_batch
 from minillm_ray.learner.step_metrics import combine_step, micro_batch_metrics
-from minillm_ray.learner.trainer import StepOutcome, StudentTrainer
-from minillm_ray.objective import Head, MiniLLMResult, ObjectiveSettings, minillm_loss, term_gradients, text_loss
+from minillm_ray.learner.trainer import Loss, StepOutcome, StudentTrainer
+from minillm_ray.objective import (
+    Head,
+    MiniLLMResult,
+    ObjectiveSettings,
+    TeacherArgument,
+    minillm_loss,
+    term_gradients,
+    text_loss,
+)
 from minillm_ray.telemetry.reductions import Mean, Reduction, Sum
 
-Inputs = tuple[Tensor, Head, Tensor, Head, Tensor, Tensor, Tensor, Tensor | None, ObjectiveSettings]
+Inputs = tuple[Tensor, Head, TeacherArgument, Head | None, Tensor, Tensor, Tensor, Tensor | None, ObjectiveSettings]
 """The positional arguments of `minillm_loss`, the normaliser left out."""
 
 
 @dataclass(frozen=True)
 class TrainedTrajectory:
-    """A trajectory of n tokens with what the step computed for each: float32 [n], nats."""
+    """A trajectory of n tokens with what the step computed for each: float32 [n], nats. kl as in MiniLLMResult."""
 
     trajectory: Trajectory
     kl: np.ndarray
@@ -74,9 +82,13 @@ class DistillationLearner:
     def step(self, scored: Sequence[Scored], texts: Sequence[Scored] = ()) -> StepReport:
         """One optimizer step on this rank's share of a minibatch and of plain text. Every rank calls it.
 
-        texts: chunks as trajectories of one prompt token; their payloads are read only where text_kd_ratio is above 0.
+        scored: payloads of one kind, whichever; with log-probabilities of sampled tokens alone, `settings` must ask for
+        sampled later rewards. texts: chunks as trajectories of one prompt token; their payloads are hidden states, and
+        are read only where text_kd_ratio is above 0.
         """
         rank = self.trainer.rank
+        if self._settings.text_kd_ratio > 0:
+            _require_hidden(texts, "objective.text_kd_ratio above 0")
         rollouts, text = self._on_device(scored), self._on_device(texts)
         share = sum(
             self._settings.normalizer_share(len(batch.tokens), len(batch.members)) for batch in rollouts.micro_batches
@@ -119,7 +131,11 @@ class DistillationLearner:
 
     @torch.no_grad()
     def divergence(self, scored: Sequence[Scored]) -> Mean:
-        """Exact reverse KL to the teacher over this rank's response tokens, nats. Nothing is trained."""
+        """Exact reverse KL to the teacher over this rank's response tokens, nats. Nothing is trained.
+
+        Raises TypeError for payloads other than hidden states: what they give is no exact divergence.
+        """
+        _require_hidden(scored, "the exact divergence")
         rollouts = self._on_device(scored)
         total, num_tokens = 0.0, 0
 
@@ -130,10 +146,28 @@ class DistillationLearner:
             num_tokens += len(batch.tokens)
             return result.loss
 
-        batches = rollouts.micro_batches
-        for number in range(int(self.trainer.rank.max([float(len(batches))])[0])):
-            self.trainer.forward(batches[number] if number < len(batches) else None, loss)
+        for _ in self._forward_all(rollouts, loss):
+            pass
         return Mean(total, float(num_tokens))
+
+    @torch.no_grad()
+    def text_loss(self, texts: Sequence[Scored]) -> Mean:
+        """The text term of `step` over this rank's texts, nats, its coefficient left out. Nothing is trained."""
+        if self._settings.text_kd_ratio > 0:
+            _require_hidden(texts, "objective.text_kd_ratio above 0")
+        text = self._on_device(texts)
+
+        def loss(batch: MicroBatch, hidden: Tensor, head: Head) -> Tensor:
+            return self._text_loss(batch, hidden, head, text, 1.0)
+
+        total = sum(float(value) for value in self._forward_all(text, loss)) / self._settings.lm_coef
+        return Mean(total, float(sum(len(batch.tokens) for batch in text.micro_batches)))
+
+    def _forward_all(self, scored: ScoredBatch, loss: Loss) -> Iterator[Tensor]:
+        """`loss` of each micro-batch. Every rank goes as often through the student as the one with the most."""
+        batches = scored.micro_batches
+        for number in range(int(self.trainer.rank.max([float(len(batches))])[0])):
+            yield self.trainer.forward(batches[number] if number < len(batches) else None, loss)
 
     @property
     def _is_probed(self) -> bool:
@@ -149,11 +183,12 @@ class DistillationLearner:
 
     def _inputs(self, batch: MicroBatch, hidden: Tensor, head: Head, rollouts: ScoredBatch) -> Inputs:
         """What the objective and its probe both take, in their order."""
+        teacher = rollouts.teacher(batch)
         return (
             hidden,
             head,
-            rollouts.teacher_hidden(batch),
-            self._teacher_head,
+            teacher,
+            self._teacher_head if isinstance(teacher, Tensor) else None,
             batch.tokens,
             batch.cu_seqlens,
             rollouts.sampler(batch),
@@ -167,7 +202,7 @@ class DistillationLearner:
             hidden,
             head,
             batch.tokens,
-            teacher_hidden=text.teacher_hidden(batch) if with_teacher else None,
+            teacher_hidden=text.teacher(batch) if with_teacher else None,
             teacher_head=self._teacher_head if with_teacher else None,
             kd_ratio=self._settings.text_kd_ratio,
             coef=self._settings.lm_coef,
@@ -179,6 +214,14 @@ class DistillationLearner:
         gradients = term_gradients(*self._inputs(batch, hidden.detach(), head, rollouts))
         ratio = signal_to_noise(gradients.long_term, batch.cu_seqlens)
         return {"objective/long_term_gradient_snr/probe": Mean(ratio, 1.0)} if ratio == ratio else {}
+
+
+def _require_hidden(scored: Sequence[Scored], purpose: str) -> None:
+    for _, payload in scored:
+        if not isinstance(payload, HiddenPayload):
+            raise TypeError(
+                f"{purpose} needs hidden states of the teacher, but a payload is a {type(payload).__name__}"
+            )
 
 
 def _trained(

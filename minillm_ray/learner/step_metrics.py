@@ -48,7 +48,7 @@ def micro_batch_metrics(batch: MicroBatch, result: MiniLLMResult, sampler_logpro
         "_weight": Mean(float(total_weight.sum()), num_tokens),
         "_squared_weight": Mean(float(total_weight.square().sum()), num_tokens),
     }
-    return statistics | _deciles(batch, result.kl)
+    return statistics | _agreement(result) | _deciles(batch, result.kl)
 
 
 def combine_step(parts: Sequence[dict[str, Reduction]]) -> dict[str, Reduction]:
@@ -64,6 +64,18 @@ def finish_step(statistics: dict[str, Reduction]) -> dict[str, float]:
         fraction = weight.sum**2 / (weight.count * squared.sum)
         numbers["objective/effective_sample_size_fraction/mean"] = fraction
     return numbers
+
+
+def _agreement(result: MiniLLMResult) -> dict[str, Reduction]:
+    """How far the teacher's top k covers both models; nothing where whole distributions were compared."""
+    if result.agreement is None:
+        return {}
+    sums = torch.stack([each.sum() for each in vars(result.agreement).values()]).tolist()
+    num_tokens = float(len(result.kl))
+    return {
+        f"objective/topk_{name}/mean": Mean(total, num_tokens)
+        for name, total in zip(vars(result.agreement), sums, strict=True)
+    }
 
 
 def _deciles(batch: MicroBatch, kl: Tensor) -> dict[str, Reduction]:

@@ -40,7 +40,7 @@ class StepOutcome:
 
 
 class StudentTrainer:
-    """A student, its optimizer and the number of steps taken."""
+    """A student, its optimizer and the number of steps taken. parameters: the trained ones, by name."""
 
     def __init__(
         self, student: Student, rank: Rank, *, optimizer: OptimizerSettings, schedule: LearningRateSchedule
@@ -49,14 +49,15 @@ class StudentTrainer:
         self.rank = rank
         self._schedule = schedule
         self._max_gradient_norm = optimizer.max_gradient_norm
-        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        # Taken once: a sharded model shows whole parameters in their place while a forward pass holds them.
+        self.parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        trained = list(self.parameters.values())
         # Biases and normalisation weights have one dimension and are not decayed.
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._parameters = trained
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps)
         self.num_steps = 0
 
     def step(self, micro_batches: Sequence[MicroBatch], loss: Loss) -> StepOutcome:
@@ -65,7 +66,7 @@ class StudentTrainer:
         A gradient that is not finite leaves weights and optimizer as they were; the step still counts.
         """
         learning_rate = self._schedule.at(self.num_steps)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         rounds = int(self.rank.max([float(len(micro_batches))])[0])
         for number in range(rounds):
@@ -73,12 +74,12 @@ class StudentTrainer:
             value = self.forward(micro_batches[number] if number < len(micro_batches) else None, loss)
             # A sharded model averages gradients over ranks; the loss is already a share of the global one.
             (value * self.rank.size).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_gradient_norm)
         gradient_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         applied = gradient_norm == gradient_norm and gradient_norm != float("inf")
         if applied:
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
         return StepOutcome(gradient_norm, learning_rate, applied)
 

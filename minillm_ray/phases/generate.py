@@ -9,9 +9,10 @@ from minillm_ray.config.errors import InputError
 from minillm_ray.data import build_prompt_set, load_template, load_tokenizer, read_examples
 from minillm_ray.data.vocabulary import require_eos
 from minillm_ray.engines.environment import engine_environment
-from minillm_ray.engines.generation import EngineSettings
+from minillm_ray.engines.generation import EngineSettings, GeneratedSequence
+from minillm_ray.engines.loop import EngineLoop
 from minillm_ray.engines.model_folder import require_model_folder
-from minillm_ray.rollout.worker import RolloutWorker
+from minillm_ray.rollout.worker import RolloutWorker, SamplingEngine, respond_to_all
 from minillm_ray.telemetry.files import write_atomically
 
 
@@ -59,23 +60,23 @@ def generate(request: GenerateRequest) -> None:
     )
     from minillm_ray.engines.generation import GenerationEngine
 
-    engine = GenerationEngine(
-        EngineSettings(
-            model=model,
-            dtype="float32" if device == "cpu" else "bfloat16",
-            max_model_tokens=request.max_prompt_tokens + request.max_response_tokens,
-            tensor_parallel=1,
-            device=device,
-            vocabulary_size=len(tokenizer),
-            seed=request.seed,
-        ),
-        temperature=request.temperature,
-        stop_token_ids=[require_eos(tokenizer)],
+    settings = EngineSettings(
+        model=model,
+        dtype="float32" if device == "cpu" else "bfloat16",
+        max_model_tokens=request.max_prompt_tokens + request.max_response_tokens,
+        tensor_parallel=1,
+        device=device,
+        vocabulary_size=len(tokenizer),
+        seed=request.seed,
+    )
+    end_tokens = [require_eos(tokenizer)]
+    loop: EngineLoop[SamplingEngine, GeneratedSequence] = EngineLoop(
+        lambda: GenerationEngine(settings, temperature=request.temperature, stop_token_ids=end_tokens), name="student"
     )
     worker = RolloutWorker(
-        engine, {"prompts": prompts}, max_response_tokens=request.max_response_tokens, seed=request.seed
+        loop, {"prompts": prompts}, max_response_tokens=request.max_response_tokens, seed=request.seed
     )
-    trajectories = worker.generate("prompts", range(len(prompts)), draw=0)
+    trajectories = respond_to_all(worker, "prompts", range(len(prompts)), draw=0)
     rows = [
         {
             "instruction": example.instruction,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minillm_ray.config.errors import InputError
-from minillm_ray.config.phases import SftPhase
+from minillm_ray.config.phases import KdPhase, MiniLLMPhase, SftPhase
 from minillm_ray.config.run import RunConfig
 from minillm_ray.data import (
     Example,
@@ -98,16 +98,25 @@ def prepare_inputs(config: RunConfig, *, embedded: Path) -> Inputs:
     tokenizer = load_tokenizer(student)
     require_same_vocabulary(tokenizer, load_tokenizer(teacher))
     for role, model in (("student", student), ("teacher", teacher)):
-        _require_room(role, model, len(tokenizer), max_sequence_tokens(config))
+        require_room(
+            role,
+            model,
+            len(tokenizer),
+            max_sequence_tokens(config),
+            settings="data.max_prompt_tokens + rollout.max_response_tokens, or data.text_chunk_tokens,",
+        )
     require_eos(tokenizer)
-    need_output = any(isinstance(phase, SftPhase) for phase in config.phases)
+    trains_on_outputs = any(isinstance(phase, SftPhase | KdPhase) for phase in config.phases)
+    measures_outputs = any(not isinstance(phase, MiniLLMPhase) or phase.select == "rouge_l" for phase in config.phases)
     inputs = Inputs(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
         template=load_template(config.data.template, tokenizer),
-        train=_examples(config.data.train, embedded / "train.jsonl", config.data.train_rows, need_output),
-        held_out=_examples(config.data.held_out, embedded / "held_out.jsonl", config.data.held_out_rows, need_output),
+        train=_examples(config.data.train, embedded / "train.jsonl", config.data.train_rows, trains_on_outputs),
+        held_out=_examples(
+            config.data.held_out, embedded / "held_out.jsonl", config.data.held_out_rows, measures_outputs
+        ),
         plain_text=_plain_text(config, tokenizer),
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_response_tokens=config.rollout.max_response_tokens,
@@ -148,7 +157,8 @@ def _examples(source: str, embedded: Path, limit: int | None, need_output: bool)
     return read_examples(embedded if source == "embedded" else source, limit=limit, need_output=need_output)
 
 
-def _require_room(role: str, model: str, vocabulary_size: int, num_tokens: int) -> None:
+def require_room(role: str, model: str, vocabulary_size: int, num_tokens: int, *, settings: str) -> None:
+    """Raise InputError unless the model has every id and takes `num_tokens`, the sum of what `settings` names."""
     facts = describe_model(model)
     if facts.vocab_size < vocabulary_size:
         raise InputError(
@@ -157,6 +167,6 @@ def _require_room(role: str, model: str, vocabulary_size: int, num_tokens: int) 
         )
     if facts.max_position_embeddings is not None and facts.max_position_embeddings < num_tokens:
         raise InputError(
-            f"{role}: {model} takes {facts.max_position_embeddings} tokens, but data.max_prompt_tokens + "
-            f"rollout.max_response_tokens, or data.text_chunk_tokens, is {num_tokens}. Lower these settings"
+            f"{role}: {model} takes {facts.max_position_embeddings} tokens, but {settings} is {num_tokens}. "
+            f"Lower these settings"
         )

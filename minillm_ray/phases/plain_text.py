@@ -6,36 +6,30 @@ from ray import ObjectRef
 
 from minillm_ray.data import TextChunks, epoch_order
 from minillm_ray.data.trajectory import HiddenPayload, Trajectory
-from minillm_ray.teacher.client import TeacherPool
 
 
 class PlainTextSupply:
-    """Hands out `chunks_a_step` chunks a time, each epoch in an order of its own.
+    """Chunks without end, each epoch in an order of its own; a step takes `chunks_a_step` of them.
 
     A chunk goes as a trajectory whose prompt is its first token, so that teacher and learner treat it like a response.
-    teacher: None where no divergence to the teacher is mixed in; payloads are then empty.
+    with_teacher: a divergence to the teacher is mixed in; elsewhere payloads are empty.
     """
 
-    def __init__(self, chunks: TextChunks, *, chunks_a_step: int, seed: int, teacher: TeacherPool | None) -> None:
+    def __init__(self, chunks: TextChunks, *, chunks_a_step: int, seed: int, with_teacher: bool) -> None:
+        self.chunks_a_step = chunks_a_step
+        self.with_teacher = with_teacher
         self._chunks = chunks
-        self._chunks_a_step = chunks_a_step
         self._seed = seed
-        self._teacher = teacher
-        self._num_taken = 0
 
-    def next(self) -> tuple[list[ObjectRef], list[ObjectRef]]:
-        """References to the next chunks and to their payloads."""
-        chosen = []
-        for _ in range(self._chunks_a_step):
-            epoch, place = divmod(self._num_taken, len(self._chunks))
-            chosen.append(int(epoch_order(len(self._chunks), epoch, self._seed)[place]))
-            self._num_taken += 1
-        texts = [as_trajectory(index, self._chunks.chunk(index)) for index in chosen]
-        references = [ray.put(text) for text in texts]
-        if self._teacher is not None:
-            payloads, _ = self._teacher.score(references)
-            return references, payloads
-        return references, [ray.put(_no_payload(text)) for text in texts]
+    def chunk(self, number: int) -> ObjectRef:
+        """A reference to chunk `number`, from 0."""
+        epoch, place = divmod(number, len(self._chunks))
+        index = int(epoch_order(len(self._chunks), epoch, self._seed)[place])
+        return ray.put(as_trajectory(index, self._chunks.chunk(index)))
+
+    def no_payload(self) -> ObjectRef:
+        """What stands where a payload would, where the teacher is not asked."""
+        return ray.put(HiddenPayload(np.zeros((0, 0), np.float32)))
 
 
 def as_trajectory(index: int, token_ids: np.ndarray) -> Trajectory:
@@ -49,7 +43,3 @@ def as_trajectory(index: int, token_ids: np.ndarray) -> Trajectory:
         weight_version=np.zeros(len(token_ids) - 1, np.int32),
         truncated=False,
     )
-
-
-def _no_payload(text: Trajectory) -> HiddenPayload:
-    return HiddenPayload(np.zeros((len(text.response_ids), 0), np.float32))

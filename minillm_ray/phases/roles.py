@@ -1,36 +1,39 @@
-"""Starting and stopping the actors of each role, with the resources and the environment that they need."""
+"""What the actors of each role are built from, given a run's configuration and inputs."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from minillm_ray.config.phases import MiniLLMPhase, SftPhase
-from minillm_ray.config.placement import RolePlacement
+from minillm_ray.config.phases import Phase
 from minillm_ray.config.rollout import RolloutSection
 from minillm_ray.config.run import RunConfig
 from minillm_ray.config.teacher import TeacherSection
 from minillm_ray.engines.environment import engine_environment, thread_environment
 from minillm_ray.engines.generation import EngineSettings
+from minillm_ray.engines.hidden_states import BLOCK_TOKENS
+from minillm_ray.engines.weight_transfer import BACKEND
 from minillm_ray.learner.actor import DistillationActor, SupervisedActor
-from minillm_ray.learner.client import DistillationGroup, SupervisedGroup
+from minillm_ray.learner.client import RankClient, SupervisedGroup
 from minillm_ray.learner.lora import LoraSettings
 from minillm_ray.learner.process import TrainingSpec
+from minillm_ray.learner.publishing import PublishingSpec
 from minillm_ray.learner.schedule import LearningRateSchedule
 from minillm_ray.learner.trainer import OptimizerSettings
+from minillm_ray.mixture.sampler import MixtureSettings
 from minillm_ray.objective import ObjectiveSettings
 from minillm_ray.phases.cluster import ClusterFacts
 from minillm_ray.phases.inputs import Inputs, max_sequence_tokens
-from minillm_ray.rollout.actor import RolloutActor
-from minillm_ray.rollout.client import RolloutPool
+from minillm_ray.phases.launchers import ActorLauncher, as_actor
+from minillm_ray.pipeline.replicas import REMINDER_SECONDS
+from minillm_ray.remote import get, ready_among
+from minillm_ray.rollout.actor import RolloutActor, SamplingSettings
+from minillm_ray.rollout.client import RolloutClient
 from minillm_ray.teacher.actor import TeacherActor
-from minillm_ray.teacher.client import TeacherPool
-
-Handle = Any
+from minillm_ray.teacher.client import TeacherClient
+from minillm_ray.teacher.replica import TeacherSpec
+from minillm_ray.teacher.scorer import Sampling
 
 
 @dataclass(frozen=True)
@@ -42,174 +45,237 @@ class PromptReferences:
 
 
 @dataclass(frozen=True)
-class _Replicas:
-    name: str
-    placement: RolePlacement
-    dtype: str
-    tensor_parallel: int
+class RunParts:
+    """What every role needs to know of the run."""
+
+    config: RunConfig
+    cluster: ClusterFacts
+    inputs: Inputs
 
 
-@contextmanager
-def rollout_pool(
-    config: RunConfig, cluster: ClusterFacts, inputs: Inputs, *, model: str, prompts: PromptReferences
-) -> Iterator[RolloutPool]:
-    """Rollout actors that sample from the student `model`; they load while the caller goes on, until `ready`."""
-    section = config.rollout
-    replicas = _Replicas("rollout", cluster.plan["rollout"], section.dtype, section.tensor_parallel)
-    with _samplers(config, cluster, inputs, model, prompts, replicas, section) as pool:
-        yield pool
-
-
-@contextmanager
-def teacher_sampling_pool(
-    config: RunConfig, cluster: ClusterFacts, inputs: Inputs, *, model: str, prompts: PromptReferences
-) -> Iterator[RolloutPool]:
-    """The same actors, sampling from the teacher on the resources of its scoring replicas, which must not run."""
-    section = config.teacher
-    replicas = _Replicas("teacher-samples", cluster.plan["teacher"], section.dtype, section.tensor_parallel)
-    with _samplers(config, cluster, inputs, model, prompts, replicas, section) as pool:
-        yield pool
-
-
-@contextmanager
-def teacher_pool(config: RunConfig, cluster: ClusterFacts, inputs: Inputs, *, model: str) -> Iterator[TeacherPool]:
-    """Teacher actors that score with `model`."""
-    section, placement = config.teacher, cluster.plan["teacher"]
-    environment = engine_environment(device=cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib)
-    handles = [
-        _remote(TeacherActor, placement, environment).remote(
-            _engine_settings(config, cluster, inputs, model, section.dtype, section.tensor_parallel, number),
-            log_file=_log_file(config, "teacher", number),
+def rollout_launcher(
+    parts: RunParts, *, model: str, prompts: PromptReferences, settings: ObjectiveSettings
+) -> ActorLauncher:
+    """Rollout replicas that sample from the student `model`, mixed with the teacher where alpha is above 0."""
+    section = parts.config.rollout
+    mixture = None
+    if settings.alpha > 0:
+        mixture = MixtureSettings(
+            alpha=settings.alpha,
+            scheme=section.mix_scheme,
+            block_tokens=BLOCK_TOKENS[parts.cluster.device],
+            stop_token_ids=(parts.inputs.end_token_id,),
         )
-        for number in range(section.replicas)
-    ]
-    with _stopped_at_the_end(handles):
-        yield TeacherPool(handles, timeout_seconds=config.pipeline.call_timeout_seconds)
+    return _sampler_launcher(
+        parts,
+        "rollout",
+        section,
+        model=model,
+        prompts=prompts,
+        mixture=mixture,
+        temperature=parts.config.objective.temperature,
+    )
+
+
+def teacher_sampler_launcher(
+    parts: RunParts, *, model: str, prompts: PromptReferences, temperature: float
+) -> ActorLauncher:
+    """The same actors, sampling from the teacher on the resources of its scoring replicas, which must not run."""
+    return _sampler_launcher(
+        parts, "teacher", parts.config.teacher, model=model, prompts=prompts, mixture=None, temperature=temperature
+    )
+
+
+def teacher_launcher(parts: RunParts, *, model: str) -> ActorLauncher:
+    """Teacher replicas that score with `model`."""
+    config, section = parts.config, parts.config.teacher
+    environment = engine_environment(
+        device=parts.cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib
+    )
+
+    def create(options: dict[str, Any], number: int) -> TeacherClient:
+        spec = TeacherSpec(
+            settings=_engine_settings(parts, section, model, number),
+            engine=section.engine,
+            payload=section.payload,
+            payload_top_k=section.payload_top_k,
+            sampling=Sampling(config.objective.temperature, config.rollout.top_k or 0, config.rollout.top_p),
+            probe_max_gb=section.probe_max_gb,
+        )
+        handle = as_actor(TeacherActor).options(**options).remote(spec, log_file=_log_file(config, "teacher", number))
+        return TeacherClient(handle)
+
+    return ActorLauncher(parts.cluster.plan["teacher"], environment, create)
+
+
+def learner_launcher(
+    parts: RunParts, *, student: str, teacher: str, settings: ObjectiveSettings, schedule: LearningRateSchedule
+) -> ActorLauncher:
+    """Learner ranks that hold the teacher's head beside the student."""
+    config = parts.config
+    spec = _training_spec(parts, model=student, schedule=schedule)
+
+    def create(options: dict[str, Any], number: int) -> RankClient:
+        handle = (
+            as_actor(DistillationActor)
+            .options(**options)
+            .remote(
+                spec,
+                number,
+                config.learner.ranks,
+                _log_file(config, "learner", number),
+                settings,
+                teacher,
+                config.teacher.dtype,
+                config.telemetry.samples_per_step,
+                PublishingSpec(
+                    transport=config.weights.transport,
+                    dtype=config.rollout.dtype,
+                    bucket_bytes=config.weights.bucket_mb * 1_000_000,
+                    replica_workers=config.rollout.tensor_parallel,
+                    timeout_seconds=config.weights.transfer_timeout_seconds,
+                ),
+                config.run_dir / "bad_batches",
+                config.telemetry.probe_every,
+            )
+        )
+        return RankClient(handle)
+
+    return ActorLauncher(parts.cluster.plan["learner"], thread_environment(config.learner.cpus), create)
 
 
 @contextmanager
 def supervised_group(
-    config: RunConfig,
-    cluster: ClusterFacts,
-    inputs: Inputs,
-    phase: SftPhase,
+    parts: RunParts,
     *,
+    name: str,
     model: str,
-    num_steps: int,
+    schedule: LearningRateSchedule,
     train: Any,
     validation: Any,
+    message: Callable[[str], None],
 ) -> Iterator[SupervisedGroup]:
-    """Learner ranks for supervised fine-tuning of `model`. train, validation: references to the SupervisedSets."""
-    spec = _training_spec(config, cluster, inputs, phase, model=model, num_steps=num_steps)
-    placement, size = cluster.plan["learner"], config.learner.ranks
-    handles = [
-        _remote(SupervisedActor, placement, thread_environment(config.learner.cpus)).remote(
-            spec, rank, size, _log_file(config, f"sft-{phase.model}", rank), train, validation
+    """Learner ranks for supervised fine-tuning of `model`. train, validation: references to the SupervisedSets.
+
+    name: of the phase, for the files of their output. message: says what they wait for.
+    """
+    config = parts.config
+    spec = _training_spec(parts, model=model, schedule=schedule)
+    size = config.learner.ranks
+
+    def create(options: dict[str, Any], rank: int) -> RankClient:
+        log_file = _log_file(config, name, rank)
+        return RankClient(
+            as_actor(SupervisedActor).options(**options).remote(spec, rank, size, log_file, train, validation)
         )
-        for rank in range(size)
-    ]
-    with _stopped_at_the_end(handles):
-        group = SupervisedGroup(handles, timeout_seconds=config.pipeline.call_timeout_seconds)
-        yield group
+
+    launcher = ActorLauncher(parts.cluster.plan["learner"], thread_environment(config.learner.cpus), create)
+    with launched(launcher, size, message=message) as clients:
+        handles = [client.handle for client in clients]
+        yield SupervisedGroup(handles, timeout_seconds=config.pipeline.call_timeout_seconds)
 
 
 @contextmanager
-def distillation_group(
-    config: RunConfig,
-    cluster: ClusterFacts,
-    inputs: Inputs,
-    phase: MiniLLMPhase,
+def launched(launcher: ActorLauncher, count: int, *, message: Callable[[str], None]) -> Iterator[Sequence[Any]]:
+    """The clients of `count` replicas that nobody supervises; they end with the block.
+
+    Waits until the cluster has room for them, and says what is missing.
+    """
+    clients, reservations = [], []
+    try:
+        for number in range(count):
+            reservation, there = launcher.reserve(number)
+            reservations.append(reservation)
+            name = f"{launcher.placement.role} {number}"
+            while not ready_among([there], timeout_seconds=REMINDER_SECONDS):
+                message(f"{name} is waiting for resources: {launcher.missing()}")
+            get(there, timeout_seconds=REMINDER_SECONDS, work=f"{name}: its resources")
+            clients.append(launcher.start(number, reservation))
+        yield clients
+    finally:
+        for client in clients:
+            client.stop()
+        for reservation in reservations:
+            launcher.release(reservation)
+
+
+def _sampler_launcher(
+    parts: RunParts,
+    role: str,
+    section: RolloutSection | TeacherSection,
     *,
-    student: str,
-    teacher: str,
-    settings: ObjectiveSettings,
-) -> Iterator[DistillationGroup]:
-    """Learner ranks for the MiniLLM phase."""
-    spec = _training_spec(config, cluster, inputs, phase, model=student, num_steps=phase.steps)
-    placement, size = cluster.plan["learner"], config.learner.ranks
-    handles = [
-        _remote(DistillationActor, placement, thread_environment(config.learner.cpus)).remote(
-            spec,
-            rank,
-            size,
-            _log_file(config, "learner", rank),
-            settings,
-            teacher,
-            config.teacher.dtype,
-            config.telemetry.samples_per_step,
-            config.rollout.dtype,
-            config.weights.bucket_mb * 1_000_000,
-            config.run_dir / "bad_batches",
-            config.telemetry.probe_every,
-        )
-        for rank in range(size)
-    ]
-    with _stopped_at_the_end(handles):
-        group = DistillationGroup(handles, timeout_seconds=config.pipeline.call_timeout_seconds)
-        yield group
-
-
-@contextmanager
-def _samplers(
-    config: RunConfig,
-    cluster: ClusterFacts,
-    inputs: Inputs,
     model: str,
     prompts: PromptReferences,
-    replicas: _Replicas,
-    section: RolloutSection | TeacherSection,
-) -> Iterator[RolloutPool]:
-    environment = engine_environment(device=cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib)
-    handles = [
-        _remote(RolloutActor, replicas.placement, environment).remote(
-            _engine_settings(config, cluster, inputs, model, replicas.dtype, replicas.tensor_parallel, number),
-            prompts.train,
-            prompts.held_out,
-            max_response_tokens=config.rollout.max_response_tokens,
-            temperature=config.objective.temperature,
-            stop_token_ids=[inputs.end_token_id],
-            seed=config.seed,
-            log_file=_log_file(config, replicas.name, number),
+    mixture: MixtureSettings | None,
+    temperature: float,
+) -> ActorLauncher:
+    config = parts.config
+    environment = engine_environment(
+        device=parts.cluster.device, threads=section.cpus, kv_cache_gib=section.kv_cache_gib
+    )
+    sampling = SamplingSettings(
+        temperature=temperature,
+        top_k=config.rollout.top_k,
+        top_p=config.rollout.top_p,
+        stop_token_ids=(parts.inputs.end_token_id,),
+        max_response_tokens=config.rollout.max_response_tokens,
+        seed=config.seed,
+        mixture=mixture,
+    )
+
+    def create(options: dict[str, Any], number: int) -> RolloutClient:
+        handle = (
+            as_actor(RolloutActor)
+            .options(**options)
+            .remote(
+                _engine_settings(parts, section, model, number),
+                sampling,
+                prompts.train,
+                prompts.held_out,
+                verdict_seconds=config.pipeline.call_timeout_seconds,
+                log_file=_log_file(config, "rollout" if role == "rollout" else "teacher-samples", number),
+            )
         )
-        for number in range(replicas.placement.replicas)
-    ]
-    with _stopped_at_the_end(handles):
-        yield RolloutPool(handles, timeout_seconds=config.pipeline.call_timeout_seconds)
+        return RolloutClient(handle)
+
+    return ActorLauncher(parts.cluster.plan[role], environment, create)
 
 
 def _engine_settings(
-    config: RunConfig,
-    cluster: ClusterFacts,
-    inputs: Inputs,
-    model: str,
-    dtype: str,
-    tensor_parallel: int,
-    replica: int,
+    parts: RunParts, section: RolloutSection | TeacherSection, model: str, replica: int
 ) -> EngineSettings:
+    of_teacher = section if isinstance(section, TeacherSection) else None
     return EngineSettings(
         model=model,
-        dtype=dtype,
-        max_model_tokens=max_sequence_tokens(config),
-        tensor_parallel=tensor_parallel,
-        device=cluster.device,
-        vocabulary_size=inputs.vocabulary_size,
-        seed=config.seed + replica,
+        dtype=section.dtype,
+        max_model_tokens=max_sequence_tokens(parts.config),
+        tensor_parallel=section.tensor_parallel,
+        device=parts.cluster.device,
+        vocabulary_size=parts.inputs.vocabulary_size,
+        seed=parts.config.seed + replica,
+        pipeline_parallel=of_teacher.pipeline_parallel if of_teacher else 1,
+        quantization=of_teacher.quantization if of_teacher else None,
+        arguments=of_teacher.engine_arguments if of_teacher else {},
+        weight_transfer=BACKEND if of_teacher is None and parts.config.weights.transport == "nccl" else None,
     )
 
 
-def _training_spec(
-    config: RunConfig,
-    cluster: ClusterFacts,
-    inputs: Inputs,
-    phase: SftPhase | MiniLLMPhase,
-    *,
-    model: str,
-    num_steps: int,
-) -> TrainingSpec:
-    learner = config.learner
+def schedule(config: RunConfig, phase: Phase, *, num_steps: int) -> LearningRateSchedule:
+    """The learning rate of each of a phase's `num_steps` optimizer steps."""
+    return LearningRateSchedule(
+        peak=phase.learning_rate,
+        warmup_steps=phase.warmup_steps,
+        steps=num_steps,
+        shape=config.learner.schedule,
+        final=config.learner.final_learning_rate,
+    )
+
+
+def _training_spec(parts: RunParts, *, model: str, schedule: LearningRateSchedule) -> TrainingSpec:
+    learner = parts.config.learner
     return TrainingSpec(
         model=model,
-        vocabulary_size=inputs.vocabulary_size,
+        vocabulary_size=parts.inputs.vocabulary_size,
         compute_dtype=learner.dtype,
         gradient_checkpointing=learner.gradient_checkpointing,
         lora=None if learner.lora is None else LoraSettings(**learner.lora.model_dump()),
@@ -219,39 +285,14 @@ def _training_spec(
             weight_decay=learner.weight_decay,
             max_gradient_norm=learner.max_gradient_norm,
         ),
-        schedule=LearningRateSchedule(
-            peak=phase.learning_rate,
-            warmup_steps=phase.warmup_steps,
-            steps=num_steps,
-            shape=learner.schedule,
-            final=learner.final_learning_rate,
-        ),
+        schedule=schedule,
         micro_batch_tokens=learner.micro_batch_tokens,
-        logits_memory_mb=config.objective.logits_memory_mb,
-        device=cluster.device,
+        logits_memory_mb=parts.config.objective.logits_memory_mb,
+        device=parts.cluster.device,
         threads=learner.cpus,
-        seed=config.seed,
-    )
-
-
-def _remote(actor: Any, placement: RolePlacement, environment: dict[str, str]) -> Any:
-    """The actor class with its resources and its environment; the hub's settings go with it to other nodes."""
-    hub = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HOME") if name in os.environ}
-    return actor.options(
-        num_cpus=placement.reserved_cpus,
-        num_gpus=placement.gpus,
-        runtime_env={"env_vars": environment | hub},
+        seed=parts.config.seed,
     )
 
 
 def _log_file(config: RunConfig, role: str, number: int) -> Path:
     return config.run_dir / "logs" / f"{role}-{number}.log"
-
-
-@contextmanager
-def _stopped_at_the_end(handles: Sequence[Handle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            ray.kill(handle)

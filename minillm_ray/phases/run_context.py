@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from minillm_ray.config.run import RunConfig
 from minillm_ray.phases.cluster import ClusterFacts
+from minillm_ray.phases.control import ScaleRequests
 from minillm_ray.phases.inputs import Inputs
+from minillm_ray.phases.status import StatusFile
 from minillm_ray.telemetry.console import RunConsole
 from minillm_ray.telemetry.events import EventsWriter
 from minillm_ray.telemetry.metrics import MetricsWriter
@@ -22,6 +24,8 @@ class RunContext:
     metrics: MetricsWriter
     events: EventsWriter
     samples: SamplesWriter
+    status: StatusFile
+    scale_requests: ScaleRequests
 
 
 @dataclass(frozen=True)

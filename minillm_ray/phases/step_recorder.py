@@ -1,13 +1,15 @@
 """Each optimizer step of the MiniLLM phase: its numbers, samples and progress line, and when to stop the run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from minillm_ray.config.errors import RunError
+from minillm_ray.data.token_texts import token_texts
 from minillm_ray.learner.distillation import StepReport
 from minillm_ray.learner.step_metrics import combine_step, finish_step
+from minillm_ray.phases.round_metrics import round_metrics
 from minillm_ray.phases.run_context import RunContext
-from minillm_ray.pipeline.synchronous import PipelineStep
+from minillm_ray.pipeline.training import Step
 from minillm_ray.telemetry.console import StepNumbers
 from minillm_ray.telemetry.samples import Sample
 from minillm_ray.weights.buffers import WeightMismatchError
@@ -19,19 +21,26 @@ class StepRecorder:
     """Writes each step's numbers and samples, and stops a run that has gone wrong."""
 
     def __init__(
-        self, context: RunContext, phase: str, *, max_mismatch_nats: float, num_prompts_cut: int, inner_epochs: int
+        self,
+        context: RunContext,
+        phase: str,
+        *,
+        max_mismatch_nats: float,
+        num_prompts_cut: int,
+        take_activity: Callable[[], dict[str, float]],
     ) -> None:
+        """take_activity: idle times by declared name since it was called last."""
         self._context = context
         self._phase = phase
         self._max_mismatch_nats = max_mismatch_nats
         self._num_prompts_cut = num_prompts_cut
-        self._inner_epochs = inner_epochs
-        self._round_tokens = 0.0
         self._skipped_in_a_row = 0
         self._began = time.monotonic()
+        self._take_activity = take_activity
+        take_activity()  # what was before the first step belongs to none
 
-    def record(self, step: PipelineStep, *, equal_weights: bool) -> None:
-        """equal_weights: the step trained tokens that the learner's own weights drew."""
+    def record(self, step: Step) -> None:
+        """Raises RunError where the run should not go on."""
         reports: Sequence[StepReport] = step.reports
         outcome = reports[0].outcome
         statistics = combine_step([report.metrics for report in reports])
@@ -45,21 +54,15 @@ class StepRecorder:
         elapsed = time.monotonic() - self._began
         self._began = time.monotonic()
         numbers["pipeline/step_seconds/total"] = elapsed
-        self._round_tokens += num_tokens / self._inner_epochs
+        numbers |= self._take_activity()
         if step.round is not None:
-            numbers |= {
-                "rollout/tokens_per_second/total": self._round_tokens / step.round.generate_seconds,
-                "rollout/generate_seconds/total": step.round.generate_seconds,
-                "teacher/score_seconds/total": step.round.score_seconds,
-                "weights/publish_and_pull_seconds/total": step.round.weight_seconds,
-                "teacher/payload_bytes_per_token/mean": step.round.payload_bytes / self._round_tokens,
-            }
-            self._round_tokens = 0.0
-        if not equal_weights:
+            numbers |= round_metrics(step.round)
+        if not step.is_on_policy:
             for statistic in ("mean", "max"):
                 numbers.pop(f"learner/sampler_mismatch_nats/{statistic}", None)
         self._context.metrics.write(step=step.step, phase=self._phase, metrics=numbers)
         self._context.samples.write(self._samples(step.step, reports))
+        self._context.status.step(step.step)
         self._context.console.step(
             step.step,
             StepNumbers(
@@ -69,11 +72,11 @@ class StepRecorder:
                 response_tokens=numbers["rollout/response_tokens/mean"],
             ),
         )
-        self._check(step.step, numbers, applied=outcome.applied, equal_weights=equal_weights)
+        self._check(step.step, numbers, applied=outcome.applied)
 
-    def _check(self, step: int, numbers: dict[str, float], *, applied: bool, equal_weights: bool) -> None:
+    def _check(self, step: int, numbers: dict[str, float], *, applied: bool) -> None:
         mismatch = numbers.get("learner/sampler_mismatch_nats/mean", 0.0)
-        if equal_weights and not mismatch <= self._max_mismatch_nats:
+        if not mismatch <= self._max_mismatch_nats:
             raise WeightMismatchError(
                 f"step {step}: the rollout workers' log-probabilities are {mismatch:.3g} nats a token off the "
                 f"learner's at the same weights; expected at most {self._max_mismatch_nats:g} "
@@ -105,6 +108,7 @@ class StepRecorder:
                 kl=sample.kl.tolist(),
                 student_logprob=sample.student_logprob.tolist(),
                 teacher_logprob=sample.teacher_logprob.tolist(),
+                response_tokens=token_texts(sample.trajectory.response_ids.tolist(), decode),
                 prompt=decode(sample.trajectory.prompt_ids),
                 response=decode(sample.trajectory.response_ids),
                 truncated=sample.trajectory.truncated,

@@ -1,46 +1,38 @@
-"""The driver's view of the rollout replicas: references in, references out."""
+"""A rollout replica as the pipeline calls it: references in, references out."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from ray import ObjectRef
 
-from minillm_ray.remote import even_shares, get
+from minillm_ray.engines.loop import Together
+from minillm_ray.remote import ActorClient
 
 
-class RolloutPool:
-    """R rollout actors that share the prompts of a call. handles: Ray actor handles of RolloutActor."""
+class RolloutClient(ActorClient):
+    """Of a RolloutActor."""
 
-    def __init__(self, handles: Sequence[Any], *, timeout_seconds: float) -> None:
-        self._handles = list(handles)
-        self._timeout_seconds = timeout_seconds
+    def respond(
+        self, task: Any, *, teacher: Any, session: str, together: tuple[str, int, int] | None
+    ) -> tuple[ObjectRef, ObjectRef]:
+        """References to what a response cost and to its trajectory.
 
-    def ready(self, *, startup_timeout_seconds: float) -> None:
-        """Until every replica has loaded its engine."""
-        get(
-            [handle.ready.remote() for handle in self._handles],
-            timeout_seconds=startup_timeout_seconds,
-            work="rollout: loading the engine",
+        task: split, prompt_index, draw (pipeline.protocols.Task). teacher: the client of the replica to mix with, None
+        for none. together: key, size and place of responses that enter the engine in one go.
+        """
+        counts, trajectory = self.handle.respond.options(num_returns=2).remote(
+            task.split,
+            task.prompt_index,
+            task.draw,
+            None if teacher is None else teacher.handle,
+            session,
+            None if together is None else Together(*together),
         )
+        return counts, trajectory
 
-    def generate(self, split: str, prompt_indices: Sequence[int], *, draw: int) -> list[ObjectRef]:
-        """A reference to a trajectory for each prompt, in order, once all are drawn."""
-        trajectories: list[ObjectRef] = []
-        counts: list[ObjectRef] = []
-        for handle, share in zip(self._handles, even_shares(prompt_indices, len(self._handles)), strict=True):
-            if share:
-                call = handle.generate.options(num_returns=1 + len(share))
-                count, *references = call.remote(split, share, draw)
-                counts.append(count)
-                trajectories += references
-        get(counts, timeout_seconds=self._timeout_seconds, work="rollout: sampling responses")
-        return trajectories
+    def pull(self, publication: Any) -> ObjectRef:
+        """The version, once it is loaded. publication: manifest and buffers (pipeline.protocols.Publication)."""
+        return self.handle.pull.remote(publication.manifest, *publication.buffers)
 
-    def pull(self, manifest: ObjectRef, buffers: Sequence[ObjectRef], version: int) -> None:
-        """Every replica loads `version` from the published buffers before this returns."""
-        pulled = get(
-            [handle.pull.remote(manifest, *buffers) for handle in self._handles],
-            timeout_seconds=self._timeout_seconds,
-            work=f"rollout: pulling weight version {version}",
-        )
-        assert pulled == [version] * len(self._handles)
+    def abandon(self) -> None:
+        """Have it drop every response that it is drawing."""
+        self.handle.abandon.remote()

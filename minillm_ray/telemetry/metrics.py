@@ -2,7 +2,7 @@
 
     {"step": 12, "phase": "minillm", "time": 1767225600.0, "objective/kl_nats_per_token/mean": 0.41, ...}
 
-Names are declared in `declarations`. A run that resumes repeats the steps after its checkpoint: the later line counts.
+Names are declared in `declarations`. A run that resumes repeats the steps after its checkpoint: later numbers count.
 """
 
 import math
@@ -54,15 +54,16 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, in order, of each step of each phase only the last. nan was written as None.
+    """One row for each step of each phase, in the order of their last lines; nan was written as None.
+
+    A step may have several lines: its training and its evaluation, or a resume that repeats it. A later number counts.
 
     Raises InputError if there is no such file or a line before the last is broken.
     """
     latest: dict[tuple[str, int], dict[str, Any]] = {}
     for row in read_jsonl(path).rows:
         key = row["phase"], row["step"]
-        latest.pop(key, None)
-        latest[key] = row
+        latest[key] = latest.pop(key, {}) | row
     return list(latest.values())
 
 

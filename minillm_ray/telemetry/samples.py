@@ -7,7 +7,7 @@ the last, denser towards the end. What waits is lost in a crash; `flush` at each
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ class Sample:
     kl                   float [T], nats. KL(q || p) at each response token.
     student_logprob      float [T], nats. log q of the token, at the weights before the step.
     teacher_logprob      float [T], nats. log p of the token.
+    response_tokens      str [T]. What each token adds to the text; "" for one that is only part of a character.
     prompt, response     The same tokens as text, for people.
     truncated            It ended at max_response_tokens instead of EOS.
 
@@ -48,13 +49,14 @@ class Sample:
     kl: Sequence[float]
     student_logprob: Sequence[float]
     teacher_logprob: Sequence[float]
+    response_tokens: Sequence[str]
     prompt: str
     response: str
     truncated: bool
 
     def __post_init__(self) -> None:
         num_tokens = len(self.response_token_ids)
-        for name in ("kl", "student_logprob", "teacher_logprob"):
+        for name in ("kl", "student_logprob", "teacher_logprob", "response_tokens"):
             if len(getattr(self, name)) != num_tokens:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values; expected one a token, {num_tokens}")
 
@@ -112,9 +114,17 @@ class SamplesWriter:
             del self._tables[step]
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """The rows of samples.parquet. Raises InputError if there is no such file or it holds something else."""
-    return [Sample(**row) for row in _read_table(path).to_pylist()]
+def read_samples(path: Path, *, rows: Callable[[int], Sequence[int]] | None = None) -> list[Sample]:
+    """The rows of samples.parquet, in file order.
+
+    rows  Given the number of rows, the indices of those that are wanted; None for all.
+
+    Raises InputError if there is no such file or it holds something else.
+    """
+    table = _read_table(path)
+    if rows is not None:
+        table = table.take(rows(table.num_rows))
+    return [Sample(**row) for row in table.to_pylist()]
 
 
 def _read_table(path: Path) -> "pyarrow.Table":
@@ -153,6 +163,7 @@ def _schema() -> "pyarrow.Schema":
             "kl": numbers,
             "student_logprob": numbers,
             "teacher_logprob": numbers,
+            "response_tokens": pa.list_(pa.string()),
             "prompt": pa.string(),
             "response": pa.string(),
             "truncated": pa.bool_(),

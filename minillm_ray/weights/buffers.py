@@ -1,12 +1,13 @@
 """A version of the weights as a few flat byte buffers and an index, so that readers copy nothing.
 
-    learner: full tensors -> pack -> buffers (Ray object store) -> unpack: views -> engine
+    learner: full tensors -> pack: one buffer at a time -> Ray object store -> unpack: views -> engine
 
 Every buffer carries its hash; a reader that receives other bytes than were published refuses them.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,17 +75,60 @@ def plan_layout(tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, bu
     return WeightLayout(tuple(entries), tuple(sizes))
 
 
+class ObjectStorePublisher:
+    """Publishes through buffers. Each is filled in the same memory: touched once, and pinned for copies from a GPU.
+
+    layout: of every version to come.
+    """
+
+    def __init__(self, layout: WeightLayout) -> None:
+        self._layout = layout
+        self._staging = torch.empty(
+            max(layout.bucket_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+        ).numpy()
+
+    @property
+    def num_buffers(self) -> int:
+        return len(self._layout.bucket_bytes)
+
+    def publish(
+        self, tensors: Iterable[tuple[str, Tensor]], *, version: int
+    ) -> Iterator[npt.NDArray[np.uint8] | WeightManifest]:
+        """The buffers in turn, each gone once the next is asked for, and then the manifest."""
+        return pack(tensors, self._layout, version=version, staging=self._staging)
+
+
 def pack(
-    tensors: Iterable[tuple[str, Tensor]], layout: WeightLayout, *, version: int
-) -> tuple[WeightManifest, list[npt.NDArray[np.uint8]]]:
-    """Copy full tensors, in the layout's order, into fresh buffers; hash each. ValueError on another order."""
-    buffers = [np.zeros(size, np.uint8) for size in layout.bucket_bytes]
-    for entry, (name, tensor) in zip(layout.entries, tensors, strict=True):
-        if name != entry.name or tuple(tensor.shape) != entry.shape:
-            raise ValueError(f"{name} {tuple(tensor.shape)} came where the layout has {entry.name} {entry.shape}")
-        target = torch.from_numpy(buffers[entry.bucket][entry.offset : entry.offset + entry.size_bytes])
-        target.view(entry.dtype).view(entry.shape).copy_(tensor.detach())
-    return WeightManifest(version, layout, tuple(_hash(buffer) for buffer in buffers)), buffers
+    tensors: Iterable[tuple[str, Tensor]], layout: WeightLayout, *, version: int, staging: npt.NDArray[np.uint8]
+) -> Iterator[npt.NDArray[np.uint8] | WeightManifest]:
+    """Yield each buffer, filled with full tensors in the layout's order, and then the manifest.
+
+    Every buffer lies in `staging`, uint8 of at least the largest bucket: copy it before the next. A tensor is hashed as
+    soon as it is copied, while it is in the cache. Raises ValueError where the tensors come in another order.
+    """
+    hashes: list[str] = []
+    came = iter(tensors)
+    for bucket, size in enumerate(layout.bucket_bytes):
+        buffer, state, hashed = staging[:size], xxhash.xxh3_128(), 0
+        for entry in (entry for entry in layout.entries if entry.bucket == bucket):
+            _copy_to(buffer, entry, next(came, None))
+            end = entry.offset + entry.size_bytes
+            state.update(buffer[hashed:end].data)
+            hashed = end
+        state.update(buffer[hashed:].data)
+        hashes.append(state.hexdigest())
+        yield buffer
+    if (extra := next(came, None)) is not None:
+        raise ValueError(f"{extra[0]} came after the last tensor of the layout")
+    yield WeightManifest(version, layout, tuple(hashes))
+
+
+def _copy_to(buffer: npt.NDArray[np.uint8], entry: TensorEntry, named: tuple[str, Tensor] | None) -> None:
+    name, tensor = named or ("nothing", torch.empty(0))
+    if name != entry.name or tuple(tensor.shape) != entry.shape:
+        raise ValueError(f"{name} {tuple(tensor.shape)} came where the layout has {entry.name} {entry.shape}")
+    target = torch.from_numpy(buffer[entry.offset : entry.offset + entry.size_bytes])
+    target.view(entry.dtype).view(entry.shape).copy_(tensor.detach())
 
 
 def unpack(manifest: WeightManifest, buffers: Sequence[npt.NDArray[np.uint8]]) -> Iterator[tuple[str, Tensor]]:
@@ -92,8 +136,10 @@ def unpack(manifest: WeightManifest, buffers: Sequence[npt.NDArray[np.uint8]]) -
 
     Raises WeightMismatchError, before the first tensor, where a buffer is not the one that was published.
     """
-    for number, (expected, buffer) in enumerate(zip(manifest.hashes, buffers, strict=True)):
-        if (found := _hash(buffer)) != expected:
+    with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter to others
+        arrived = list(threads.map(_hash, buffers))
+    for number, (expected, found) in enumerate(zip(manifest.hashes, arrived, strict=True)):
+        if found != expected:
             raise WeightMismatchError(
                 f"buffer {number} of weight version {manifest.version} arrived with hash {found}; "
                 f"{expected} was published"

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from minillm_ray.config.errors import InputError, RunError
-from minillm_ray.remote import even_shares, get
+from minillm_ray.remote import PeerUnavailable, describe, even_shares, get, is_lost_object, ready_among, value_of
 from minillm_ray.weights.buffers import WeightMismatchError
 
 
@@ -147,6 +147,47 @@ def test_a_task_whose_process_dies_ends_the_run_in_our_words() -> None:
         os._exit(1)
 
     assert failure(die.remote()).startswith("teacher 0: scoring")
+
+
+def test_of_many_calls_all_that_are_over_come_at_once_failures_among_them(worker: ray.actor.ActorHandle) -> None:
+    """And the others are not waited for."""
+    slow = Worker.remote()
+    late, value, failed = slow.sleep.remote(30.0), ray.put(1), worker.fail.remote(ValueError("no"))
+    ray.wait([failed], timeout=60)
+    assert set(ready_among([late, value, failed], timeout_seconds=60.0)) == {value, failed}
+    assert ready_among([late], timeout_seconds=0.05) == []
+    ray.kill(slow)
+
+
+def test_where_nothing_is_called_the_time_passes_all_the_same() -> None:
+    """A loop around it would otherwise spin."""
+    began = time.monotonic()
+    assert ready_among([], timeout_seconds=0.1) == []
+    assert time.monotonic() - began >= 0.1
+
+
+@pytest.mark.parametrize("kind", [InputError, RunError, PeerUnavailable])
+def test_what_the_pipeline_decides_by_arrives_without_rays_wrapping(
+    kind: type[Exception], worker: ray.actor.ActorHandle
+) -> None:
+    """Bad input, the end of a run, and a peer that did not answer, which is no fault of the one that was called."""
+    with pytest.raises(kind) as caught:
+        value_of(worker.fail.remote(kind("teacher 0 gave no verdict")))
+    assert type(caught.value) is kind
+
+
+def test_any_other_failure_is_described_in_one_line_by_its_own_name(worker: ray.actor.ActorHandle) -> None:
+    """An exception in the actor by its type, a death by Ray's name for it."""
+    doomed = Worker.remote()
+    for reference, words in (
+        (worker.fail.remote(ValueError("a\nb")), "ValueError: b"),
+        (doomed.die.remote(), "ActorD"),
+    ):
+        with pytest.raises(Exception) as caught:
+            value_of(reference)
+        assert describe(caught.value).startswith(words)
+        assert "\n" not in describe(caught.value)
+        assert not is_lost_object(caught.value)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 8])

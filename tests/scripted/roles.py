@@ -1,11 +1,10 @@
 """Engines whose answers follow a rule, and roles that write down what they are asked, in order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from minillm_ray.engines.generation import GeneratedSequence
@@ -13,7 +12,7 @@ from minillm_ray.engines.generation import GeneratedSequence
 
 @dataclass
 class ScriptedSamplingEngine:
-    """Answers request k of a call with k + 1 tokens, one more token a step for all; the shortest is done first.
+    """Answers request k of those that run together with k + 1 tokens, one a step each; the shortest is done first.
 
     Token t of a response is (seed + t) % 1000; each token keeps the version that was loaded when it was drawn.
     """
@@ -26,9 +25,17 @@ class ScriptedSamplingEngine:
     running: dict[str, tuple[int, int, list[int]]] = field(default_factory=dict)
     """Request id -> (seed, length, version of each token so far)."""
 
-    def add(self, request_id: str, prompt_ids: Sequence[int], *, max_new_tokens: int, seed: int) -> None:
-        assert request_id not in self.running
-        self.requests.append((request_id, list(prompt_ids), max_new_tokens, seed))
+    def add(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        seed: int,
+        keep_rows: Collection[int] = (),
+    ) -> None:
+        assert request_id not in self.running and not keep_rows
+        self.requests.append((request_id, list(token_ids), max_new_tokens, seed))
         self.running[request_id] = (seed, min(len(self.running) + 1, max_new_tokens), [])
 
     def step(self) -> list[GeneratedSequence]:
@@ -43,6 +50,10 @@ class ScriptedSamplingEngine:
     def has_unfinished(self) -> bool:
         return bool(self.running)
 
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            del self.running[request_id]
+
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.loaded.append((version, [name for name, _ in named_tensors]))
         self.version = version
@@ -50,27 +61,16 @@ class ScriptedSamplingEngine:
 
 def _sequence(request_id: str, seed: int, versions: list[int]) -> GeneratedSequence:
     count = len(versions)
+    logprob = -np.arange(1, count + 1, dtype=np.float32)
     return GeneratedSequence(
         request_id=request_id,
         token_ids=np.array([(seed + t) % 1000 for t in range(count)], dtype=np.int32),
-        logprob=-np.arange(1, count + 1, dtype=np.float32),
+        logprob=logprob,
+        drawn_logprob=logprob,
         weight_version=np.array(versions, dtype=np.int32),
         truncated=count % 2 == 0,
+        rows={},
     )
-
-
-class ScriptedHiddenStateEngine:
-    """The hidden state of position t of a sequence is (its token id, t, how many tokens the engine saw)."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[list[int]]] = []
-
-    def hidden_states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        self.calls.append([list(sequence) for sequence in sequences])
-        return [
-            torch.tensor([[token, place, len(ids)] for place, token in enumerate(ids)], dtype=torch.float32)
-            for ids in sequences
-        ]
 
 
 class ScriptedRoles:

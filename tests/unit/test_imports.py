@@ -15,36 +15,40 @@ PACKAGE = ROOT / "minillm_ray"
 # `remote` is one module, not a room: waiting for Ray with deadlines. What is beyond `/` after a package or room is the
 # only module of the importing room that may have it.
 ROOMS = {
-    "cli": {"config", "phases", "engines"},
+    "cli": {"config", "phases", "engines", "report"},
     "config": {"pydantic", "yaml"},
     "objective": {"torch"},
     "telemetry": {"config", "pyarrow", "rich", "torch"},
+    "report": {"config", "telemetry", "yaml"},
     "data": {"config", "numpy", "pyarrow", "datasets", "tokenizers", "transformers"},
     "engines": {
         *("config", "telemetry", "objective", "data"),
         *("numpy", "torch", "transformers", "vllm", "safetensors", "huggingface_hub", "gguf"),
     },
     "weights": {"config", "numpy", "torch", "xxhash", "ray"},
+    "checkpoint": {"config", "data", "numpy", "pydantic", "safetensors", "xxhash"},
     "teacher": {
-        *("config", "telemetry", "data", "engines", "weights", "numpy", "torch"),
-        *("ray/actor", "ray/client", "remote/client"),
+        *("config", "telemetry", "data", "engines", "mixture", "objective", "numpy", "torch"),
+        *("ray/actor", "ray/client", "remote/actor", "remote/client"),
     },
+    "mixture": {"config", "engines", "numpy"},
     "rollout": {
-        *("config", "telemetry", "data", "engines", "weights", "numpy", "torch"),
-        *("ray/actor", "ray/client", "remote/client"),
+        *("config", "telemetry", "data", "engines", "mixture", "weights", "numpy", "torch"),
+        *("ray/actor", "ray/client", "remote/actor", "remote/client"),
     },
     "learner": {
-        *("config", "telemetry", "data", "engines", "weights", "objective", "numpy", "torch", "transformers"),
-        *("peft", "safetensors", "ray/actor", "ray/client", "ray/process", "remote/client"),
+        *("config", "telemetry", "data", "engines", "weights", "checkpoint", "objective"),
+        *("numpy", "torch", "transformers"),
+        *("peft", "safetensors", "ray/actor", "ray/client", "ray/process", "remote/client", "remote/process"),
     },
-    "pipeline": {"config", "telemetry", "data"},
+    "pipeline": {"config", "telemetry", "data", "remote"},
     "evaluation": {
         *("config", "telemetry", "data", "engines", "objective", "remote"),
-        *("numpy", "torch", "ray", "rouge_score"),
+        *("numpy", "torch", "ray", "rouge_score", "pyarrow"),
     },
     "phases": {
-        *("config", "telemetry", "data", "engines", "objective", "weights", "remote"),
-        *("teacher", "rollout", "learner", "pipeline", "evaluation"),
+        *("config", "telemetry", "data", "engines", "objective", "weights", "checkpoint", "remote"),
+        *("teacher", "rollout", "learner", "mixture", "pipeline", "evaluation", "report"),
         *("numpy", "torch", "transformers", "pyarrow", "ray"),
     },
 }
@@ -52,7 +56,7 @@ BESIDE = {"remote": {"config", "ray"}, "__main__": {"cli"}, "__init__": set()}
 """Modules at the top of the package."""
 
 LATE = {
-    "cli": {"phases", "engines"},
+    "cli": {"phases", "engines", "report"},
     "telemetry": {"pyarrow", "rich", "torch"},
     "data": {"pyarrow", "datasets", "tokenizers", "transformers"},
     "learner": {"transformers"},
@@ -160,7 +164,11 @@ def test_the_walk_sees_imports_in_functions_and_under_type_checking() -> None:
         ("minillm_ray.config", {"torch", "ray", "numpy", "transformers", "vllm"}),
         ("minillm_ray.cli", {"torch", "ray", "numpy", "transformers", "vllm"}),
         ("minillm_ray.data", {"torch", "ray", "transformers", "pyarrow", "datasets", "vllm"}),
-        ("minillm_ray.pipeline.synchronous", {"torch", "ray", "transformers", "vllm"}),
+        ("minillm_ray.pipeline.admission", {"torch", "ray", "transformers", "vllm"}),
+        ("minillm_ray.pipeline.ledger", {"torch", "ray", "transformers", "vllm"}),
+        ("minillm_ray.phases.control", {"torch", "ray", "numpy", "transformers", "rich", "vllm"}),
+        ("minillm_ray.checkpoint.folder", {"torch", "ray", "transformers", "pyarrow", "vllm"}),
+        ("minillm_ray.checkpoint.trajectories", {"torch", "ray", "transformers", "pyarrow", "vllm"}),
         ("minillm_ray.objective", {"ray", "transformers", "vllm", "pydantic"}),
     ],
 )

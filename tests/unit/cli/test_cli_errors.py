@@ -14,8 +14,10 @@ from scripted.cluster import ScriptedCluster
 from scripted.models import WORDS, save_tiny_folder
 
 from minillm_ray.cli import main
-from minillm_ray.config import InputError
+from minillm_ray.config import InputError, load_config
 from minillm_ray.config.errors import RunError, Terminated
+from minillm_ray.config.load import dump_config
+from minillm_ray.phases.run_folder import owned
 from minillm_ray.weights.buffers import WeightMismatchError
 
 WriteRun = Callable[..., Path]
@@ -140,13 +142,22 @@ def test_a_missing_data_file_is_refused(refused: Refused, run_folder: Path, writ
     require(refused("train", path), f"{run_folder / 'train.jsonl'} does not exist", "expected a .jsonl", "Correct")
 
 
-def test_a_row_without_output_is_refused_where_a_phase_trains_on_it(
-    refused: Refused, run_folder: Path, write_run: WriteRun
+@pytest.mark.parametrize(
+    ("file", "phase"),
+    [
+        ("train.jsonl", {"kind": "sft", "model": "student"}),
+        ("train.jsonl", {"kind": "kd"}),
+        ("held_out.jsonl", {"kind": "seqkd"}),
+        ("held_out.jsonl", {"kind": "minillm", "steps": 64, "evaluate_every": 1, "select": "rouge_l"}),
+    ],
+)
+def test_a_row_without_output_is_refused_where_a_phase_needs_it(
+    file: str, phase: dict[str, Any], refused: Refused, run_folder: Path, write_run: WriteRun
 ) -> None:
-    """SFT needs right answers; MiniLLM alone does not, so the same file is fine there."""
-    (run_folder / "train.jsonl").write_text('{"instruction": "say a"}\n')
-    path = write_run(phases=[{"kind": "sft", "model": "student"}])
-    require(refused("train", path), f"{run_folder / 'train.jsonl'}:1: no output", "expected the right answer as text")
+    """To train on it, or to judge by it; MiniLLM alone does neither, so the same file is fine there."""
+    (run_folder / file).write_text('{"instruction": "say a"}\n')
+    path = write_run(phases=[phase])
+    require(refused("train", path), f"{run_folder / file}:1: no output", "expected the right answer as text")
 
 
 def test_different_tokenizers_are_refused_with_the_first_id_that_differs(
@@ -218,24 +229,56 @@ def test_too_many_replicas_are_refused_before_anything_starts(
     assert scripted_cluster.calls == []
 
 
-def test_a_run_folder_in_use_is_refused(refused: Refused, run_folder: Path, write_run: WriteRun) -> None:
-    """An earlier run is never written over; the message names both ways on."""
+def test_a_run_folder_that_holds_something_else_is_refused(
+    refused: Refused, run_folder: Path, write_run: WriteRun
+) -> None:
+    """It is never written over; the message names both ways on."""
     path = write_run()
     (run_folder / "run").mkdir()
-    (run_folder / "run" / "metrics.jsonl").write_text("{}\n")
+    (run_folder / "run" / "notes.txt").touch()
     require(
         refused("train", path),
-        f"run_dir {run_folder / 'run'} is not empty; expected a new folder",
+        f"run_dir {run_folder / 'run'} holds no run, but is not empty; expected a new folder",
         "Add --fresh",
         "-s run_dir=OTHER",
     )
 
 
-def test_a_run_folder_that_is_a_file_is_refused(refused: Refused, run_folder: Path, write_run: WriteRun) -> None:
-    """Whatever it holds."""
+def test_a_run_that_computed_something_else_is_not_continued(
+    refused: Refused, run_folder: Path, write_run: WriteRun
+) -> None:
+    """Each setting with what it was and what it is now, before the cluster is started."""
+    path = write_run()
+    (run_folder / "run").mkdir()
+    (run_folder / "run" / "config.yaml").write_text(dump_config(load_config(path)))
+    message = refused("train", path, "-s", "seed=11", "-s", "objective.gamma=0.5")
+    assert message.splitlines() == [
+        f"run_dir {run_folder / 'run'} holds a run with other settings; it cannot be continued with these:",
+        "  objective.gamma: was None, is 0.5",
+        "  seed: was 10, is 11",
+        "Set them back. Add --fresh to move it aside, or choose another: -s run_dir=OTHER",
+    ]
+
+
+def test_a_run_that_another_command_is_at_is_not_continued(
+    refused: Refused, run_folder: Path, write_run: WriteRun
+) -> None:
+    """Two drivers would write into each other's checkpoints."""
+    path = write_run()
+    (run_folder / "run").mkdir()
+    (run_folder / "run" / "config.yaml").write_text(dump_config(load_config(path)))
+    with owned(run_folder / "run"):
+        require(refused("train", path), "is in use by another train (process ", "Wait for it, stop it, or choose")
+
+
+@pytest.mark.parametrize("flags", [(), ("--fresh",)])
+def test_a_run_folder_that_is_a_file_is_refused(
+    flags: tuple[str, ...], refused: Refused, run_folder: Path, write_run: WriteRun
+) -> None:
+    """Whatever it holds, and also where an earlier run would be moved aside."""
     path = write_run()
     (run_folder / "run").touch()
-    require(refused("train", path), f"run_dir {run_folder / 'run'} is not empty")
+    require(refused("train", path, *flags), f"run_dir {run_folder / 'run'} is a file; expected a folder")
 
 
 def test_an_objective_that_contradicts_itself_is_refused(refused: Refused, write_run: WriteRun) -> None:

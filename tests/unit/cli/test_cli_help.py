@@ -71,6 +71,34 @@ def test_a_dry_run_says_when_a_cpu_cluster_cannot_hold_it(
     assert "rollout.tensor_parallel is 2; expected 1 where there is no GPU" in capsys.readouterr().err
 
 
+def comparison(path: Path, **overrides: bool) -> Path:
+    """The run file made a comparison of one method over two seeds."""
+    tree = yaml.safe_load(path.read_text())
+    method = {"name": "mini", "phases": tree.pop("phases"), "overrides": overrides}
+    path.write_text(yaml.safe_dump(tree | {"compare": {"seeds": [1, 2], "methods": [method]}}))
+    return path
+
+
+def test_a_dry_run_of_a_comparison_lists_its_runs(
+    write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folder and phases of each; nothing is written."""
+    assert main(["compare", str(comparison(write_run())), "--dry-run", "-s", "compare.seeds=[3, 4]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{tmp_path / 'run' / 'mini' / f'seed-{seed}'}: minillm" for seed in (3, 4)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_comparison_with_switches_that_contradict_each_other_is_refused_first(
+    write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after an hour of other runs."""
+    path = comparison(write_run(), **{"objective.single_step": False})
+    assert main(["compare", str(path)]) == 2
+    assert "objective.single_step=false" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_configuration_is_refused_without_loading_anything(write_run: WriteRun) -> None:
     """A typo costs a fraction of a second."""
     path = write_run(objective__gama=1)
@@ -90,7 +118,7 @@ def test_help_lists_every_command_and_loads_nothing() -> None:
     """One process for both promises."""
     status, output, heavy = run_and_list_heavy("--help")
     assert (status, heavy - {"numpy", "torch"}) == (0, set())
-    for command in ("train", "generate", "convert-gguf", "prune"):
+    for command in ("train", "compare", "evaluate", "generate", "report", "status", "scale", "convert-gguf", "prune"):
         assert command in output
 
 
@@ -98,7 +126,12 @@ def test_help_lists_every_command_and_loads_nothing() -> None:
     ("command", "flags"),
     [
         ("train", ["CONFIG", "--set", "--dry-run", "--fresh"]),
+        ("compare", ["CONFIG", "--set", "--dry-run"]),
+        ("evaluate", ["MODEL", "--data", "--teacher", "--seeds", "--out", "--no-repeat-ngram", "--batch-tokens"]),
         ("generate", ["MODEL", "--data", "--out", "--template", "--temperature", "--seed", "--limit"]),
+        ("report", ["RUN"]),
+        ("status", ["RUN"]),
+        ("scale", ["RUN", "ROLE=N", "rollout=4", "teacher=2"]),
         ("convert-gguf", ["FILE", "OUT"]),
         ("prune", ["TEACHER", "OUT", "--keep-layers"]),
     ],

@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from minillm_ray.config import InputError, RunConfig, load_config
 from minillm_ray.config.load import dump_config
 from minillm_ray.config.phases import MiniLLMPhase, SftPhase
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+RUN_FILES = sorted(path for path in CONFIGS.glob("*.yaml") if "compare" not in yaml.safe_load(path.read_text()))
+"""Comparisons have tests of their own."""
 WriteRun = Callable[..., Path]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.name)
 def test_every_shipped_run_file_parses(path: Path) -> None:
     """And names a folder of its own, so that two of them can run side by side."""
     assert load_config(path).run_dir.name == path.stem
@@ -77,13 +80,15 @@ def test_every_mistake_has_its_own_line(write_run: WriteRun) -> None:
         ({"learner__ranks": 1.5}, "learner.ranks is 1.5: input should be a valid integer"),
         ({"learner__eps": float("nan")}, "learner.eps is nan: input should be a finite number"),
         ({"learner__betas": [0.9]}, "learner.betas.1 is missing"),
+        ({"checkpoint__every_steps": 0}, "checkpoint.every_steps is 0: input should be greater than or equal to 1"),
+        ({"checkpoint__keep": 0}, "checkpoint.keep is 0: input should be greater than or equal to 1"),
         ({"objective__preset": "papers"}, "objective.preset is 'papers': input should be 'default', 'paper'"),
-        ({"objective__alpha": 1}, "objective.alpha is 1: input should be less than 1"),
+        ({"objective__alpha": 1.1}, "objective.alpha is 1.1: input should be less than or equal to 1"),
         ({"objective__clip_eps": 1}, "objective.clip_eps is 1: input should be less than 1"),
         ({"rollout": None}, "rollout is None: input should be a valid dictionary"),
         ({"student": "gpt2"}, "student is 'gpt2': input should be a valid dictionary"),
         ({"phases": []}, "phases: list should have at least 1 item"),
-        ({"phases": [{"kind": "rl"}]}, "expected tags: 'sft', 'minillm'"),
+        ({"phases": [{"kind": "rl"}]}, "expected tags: 'sft', 'kd', 'seqkd', 'minillm'"),
         ({"seed": -1}, "seed is -1: input should be greater than or equal to 0"),
     ],
 )
@@ -243,7 +248,7 @@ def test_what_looks_like_a_hub_id_but_is_here_or_is_a_data_file_is_a_path(write_
     assert config.data.train == str(tmp_path / "data" / "train.jsonl")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.name)
 def test_a_dumped_configuration_reads_back_equal(path: Path, tmp_path: Path) -> None:
     """From any folder: every path in it is absolute."""
     config = load_config(path, ["learner.eps=1e-9", "learner.betas=[0.8, 0.99]"])

@@ -41,11 +41,27 @@ def test_on_gpus_a_replica_has_one_gpu_for_each_tensor_parallel_part(write_run: 
     assert [(item.replicas, item.gpus) for item in plan_placement(config, device="gpu")] == [(1, 2), (2, 4), (1, 1)]
 
 
-@pytest.mark.parametrize("role", ["rollout", "teacher"])
-def test_tensor_parallel_needs_a_gpu(role: str, write_run: WriteRun) -> None:
+def test_a_teacher_replica_has_tensor_parallel_gpus_for_each_pipeline_stage(write_run: WriteRun) -> None:
+    """3 stages of 2 GPUs."""
+    config = load_config(write_run(teacher__tensor_parallel=2, teacher__pipeline_parallel=3))
+    teacher = plan_placement(config, device="gpu")[1]
+    assert (teacher.role, teacher.gpus) == ("teacher", 6)
+
+
+@pytest.mark.parametrize("name", ["rollout.tensor_parallel", "teacher.tensor_parallel", "teacher.pipeline_parallel"])
+def test_a_parallel_replica_needs_gpus(name: str, write_run: WriteRun) -> None:
     """The remedy on CPUs is more threads."""
-    config = load_config(write_run(**{f"{role}__tensor_parallel": 2}))
-    with pytest.raises(InputError, match=rf"{role}\.tensor_parallel is 2; expected 1 .* Raise {role}\.cpus"):
+    role, _, setting = name.partition(".")
+    config = load_config(write_run(**{f"{role}__{setting}": 2}))
+    with pytest.raises(InputError, match=rf"{name} is 2; expected 1 .* Raise {role}\.cpus"):
+        plan_placement(config, device="cpu")
+
+
+def test_weights_travel_from_gpu_to_gpu_only_where_there_are_gpus(write_run: WriteRun) -> None:
+    """The remedy is the transport that works everywhere."""
+    config = load_config(write_run(weights__transport="nccl"))
+    assert plan_placement(config, device="gpu")
+    with pytest.raises(InputError, match=r"weights\.transport is nccl.*Set weights\.transport=object_store"):
         plan_placement(config, device="cpu")
 
 

@@ -161,7 +161,7 @@ def test_the_gradient_is_clipped_once_to_the_whole_norm() -> None:
     for bound in (1e9, 1e-3):
         trainer = make_trainer(tiny("llama"), max_gradient_norm=bound)
         norms: list[float] = []
-        trainer._optimizer.register_step_pre_hook(
+        trainer.optimizer.register_step_pre_hook(
             lambda *_, trainer=trainer, norms=norms: norms.append(_norm_of(trainer.student))
         )
         outcome = trainer.step(batches_of(24), cross_entropy)

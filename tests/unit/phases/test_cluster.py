@@ -11,9 +11,9 @@ import ray
 from scripted.cluster import ScriptedCluster
 
 from minillm_ray.config import InputError, load_config
-from minillm_ray.config.errors import Terminated
+from minillm_ray.config.errors import RunError, Terminated
 from minillm_ray.phases.authentication import set_ray_environment
-from minillm_ray.phases.cluster import cluster, plan_and_check
+from minillm_ray.phases.cluster import cluster, cluster_facts
 
 WriteRun = Callable[..., Path]
 
@@ -43,15 +43,27 @@ def test_a_plan_that_does_not_fit_this_machine_starts_nothing(
     assert scripted_cluster.calls == []
 
 
-def test_a_plan_that_does_not_fit_a_named_cluster_is_refused_and_the_cluster_left(
+def test_a_plan_that_does_not_fit_a_named_cluster_goes_on_and_waits_there(
     write_run: WriteRun, scripted_cluster: ScriptedCluster
 ) -> None:
-    """Its size is known only once connected."""
+    """Nodes may join: what is missing is said while replicas wait for their place."""
     scripted_cluster.resources = {"CPU": 2.0}
     config = load_config(write_run(ray__address="10.0.0.1:6379", teacher__replicas=3))
-    with pytest.raises(InputError, match=r"teacher\.replicas=3 .* the cluster has 2"), cluster(config):
-        pytest.fail("entered")
+    with cluster(config) as facts:
+        assert facts.plan["teacher"].replicas == 3
     assert scripted_cluster.calls == ["init", "shutdown"]
+
+
+def test_a_local_cluster_that_does_not_come_up_is_a_run_that_failed(
+    write_run: WriteRun, scripted_cluster: ScriptedCluster
+) -> None:
+    """Ray raises a bare Exception there, on a machine that is too busy: no mistake of the user's, and none of ours."""
+    scripted_cluster.refuses = Exception("The current node timed out during startup.")
+    with (
+        pytest.raises(RunError, match=r"Ray did not start on this machine: The current node timed out .*/logs"),
+        cluster(load_config(write_run())),
+    ):
+        pytest.fail("entered")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), Terminated()])
@@ -108,11 +120,21 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(
 def test_models_run_on_gpus_where_there_are_any_unless_told_otherwise(write_run: WriteRun) -> None:
     """ray.device=auto follows the cluster; cpu and gpu are taken at their word."""
     config = load_config(write_run())
-    assert plan_and_check(config, cpus=4, gpus=0).device == "cpu"
-    assert plan_and_check(config, cpus=4, gpus=3).device == "gpu"
-    assert plan_and_check(load_config(write_run(ray__device="cpu")), cpus=4, gpus=3).device == "cpu"
-    with pytest.raises(InputError, match="needs 3 GPUs; the cluster has 0"):
-        plan_and_check(load_config(write_run(ray__device="gpu")), cpus=4, gpus=0)
+    assert cluster_facts(config, gpus=0).device == "cpu"
+    assert cluster_facts(config, gpus=3).device == "gpu"
+    assert cluster_facts(load_config(write_run(ray__device="cpu")), gpus=3).device == "cpu"
+    assert cluster_facts(load_config(write_run(ray__device="gpu")), gpus=0).device == "gpu"
+
+
+def test_gpus_that_this_machine_does_not_have_are_refused(
+    write_run: WriteRun, scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no other node will come."""
+    monkeypatch.setattr("minillm_ray.phases.cluster._local_gpus", lambda: 0.0)
+    config = load_config(write_run(ray__device="gpu"))
+    with pytest.raises(InputError, match="needs 3 GPUs; the cluster has 0"), cluster(config):
+        pytest.fail("entered")
+    assert scripted_cluster.calls == []
 
 
 @pytest.mark.usefixtures("own_process_state")

@@ -22,26 +22,33 @@ def chunks(count: int) -> TextChunks:
     return TextChunks(token_ids, offsets, num_documents=count, fingerprint="")
 
 
+def supply(count: int, *, with_teacher: bool = False) -> PlainTextSupply:
+    return PlainTextSupply(chunks(count), chunks_a_step=2, seed=0, with_teacher=with_teacher)
+
+
 def test_every_chunk_comes_once_an_epoch() -> None:
-    """Five chunks, two a step: ten steps are four whole epochs, each in an order of its own."""
-    supply = PlainTextSupply(chunks(5), chunks_a_step=2, seed=0, teacher=None)
-    order = [text.prompt_index for _ in range(10) for text in supply.next()[0]]
+    """Five chunks: twenty numbers are four whole epochs, each in an order of its own."""
+    texts = supply(5)
+    order = [texts.chunk(number).prompt_index for number in range(20)]
     epochs = [tuple(order[start : start + 5]) for start in range(0, 20, 5)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len(set(epochs)) > 1
 
 
+def test_a_number_names_the_same_chunk_whoever_asks_and_whenever() -> None:
+    """A run that resumes knows only how many chunks it has trained, and goes on with the next."""
+    texts = supply(5)
+    in_order = [texts.chunk(number).prompt_index for number in range(12)]
+    assert [supply(5).chunk(number).prompt_index for number in reversed(range(12))] == in_order[::-1]
+
+
 def test_a_chunk_trains_every_token_but_its_first() -> None:
     """The first token is what the second is predicted from."""
-    (text,), _ = PlainTextSupply(chunks(1), chunks_a_step=1, seed=0, teacher=None).next()
+    text = supply(1).chunk(0)
     assert text.prompt_ids.tolist() == [0]
     assert text.response_ids.tolist() == [1, 2]
 
 
-def test_a_teacher_scores_the_chunks_that_are_handed_out() -> None:
-    """Without one the payloads are empty, with one they are its own, in order."""
-    teacher = SimpleNamespace(score=lambda texts: ([f"scored {text.prompt_index}" for text in texts], 0))
-    texts, payloads = PlainTextSupply(chunks(3), chunks_a_step=3, seed=0, teacher=teacher).next()  # type: ignore[arg-type]
-    assert payloads == [f"scored {text.prompt_index}" for text in texts]
-    _, empty = PlainTextSupply(chunks(3), chunks_a_step=2, seed=0, teacher=None).next()
-    assert [payload.data.shape for payload in empty] == [(2, 0), (2, 0)]
+def test_without_a_teacher_a_chunk_goes_with_an_empty_payload() -> None:
+    """Nobody scores it, and nothing is carried."""
+    assert supply(3).no_payload().nbytes == 0

@@ -58,6 +58,16 @@ def test_of_a_step_that_a_resume_repeats_the_later_line_counts(tmp_path: Path) -
     assert [(row["step"], row[KL]) for row in read_metrics(path)] == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
 
 
+def test_a_step_may_be_evaluated_after_it_was_trained(tmp_path: Path) -> None:
+    """Two lines, one row: neither takes the other's numbers away, also where a resume repeats the step."""
+    rouge = "evaluation/rouge_l/mean"
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    for metrics in ({KL: 1.0}, {rouge: 40.0}, {KL: 2.0}):
+        writer.write(step=1, phase="minillm", metrics=metrics)
+    [row] = read_metrics(tmp_path / "metrics.jsonl")
+    assert (row[KL], row[rouge]) == (2.0, 40.0)
+
+
 def test_the_same_step_of_two_phases_is_two_steps(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     for phase in ("sft", "minillm"):

@@ -19,6 +19,7 @@ SAMPLE = Sample(
     kl=[0.5, 0.25, 0.125],
     student_logprob=[-1.0, -2.0, -3.0],
     teacher_logprob=[-1.5, -2.5, -3.5],
+    response_tokens=["h", "é", ""],
     prompt="Say hé",
     response="hé",
     truncated=False,
@@ -28,6 +29,14 @@ SAMPLE = Sample(
 def test_a_sample_is_read_back_token_by_token(tmp_path: Path) -> None:
     SamplesWriter(tmp_path / "samples.parquet").write([SAMPLE, replace(SAMPLE, prompt_index=43, truncated=True)])
     assert read_samples(tmp_path / "samples.parquet") == [SAMPLE, replace(SAMPLE, prompt_index=43, truncated=True)]
+
+
+def test_only_the_rows_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    writer = SamplesWriter(tmp_path / "samples.parquet")
+    writer.write([replace(SAMPLE, step=step) for step in range(5)])
+    writer.close()
+    got = read_samples(tmp_path / "samples.parquet", rows=lambda num_rows: [0, num_rows - 1])
+    assert [sample.step for sample in got] == [0, 4]
 
 
 def test_the_file_is_complete_after_every_write_and_has_all_after_close(tmp_path: Path) -> None:

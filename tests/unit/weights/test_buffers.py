@@ -1,7 +1,9 @@
 """What a reader unpacks is what was packed, byte for byte, without a copy, or nothing at all."""
 
 import pickle
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from minillm_ray.config.errors import RunError
 from minillm_ray.learner.student import Student
-from minillm_ray.weights.buffers import WeightManifest, WeightMismatchError, pack, plan_layout, unpack
+from minillm_ray.weights.buffers import ObjectStorePublisher, WeightManifest, WeightMismatchError, plan_layout, unpack
 
 Named = list[tuple[str, Tensor]]
 
@@ -33,7 +35,19 @@ def some_tensors() -> Named:
 
 
 def packed(tensors: Named, *, dtype: torch.dtype, bucket_bytes: int = 1 << 20) -> tuple[WeightManifest, list]:
-    return pack(tensors, plan_layout(tensors, dtype=dtype, bucket_bytes=bucket_bytes), version=3)
+    """The manifest, and a copy of each buffer, as the object store makes one."""
+    return stored(ObjectStorePublisher(plan_layout(tensors, dtype=dtype, bucket_bytes=bucket_bytes)), tensors)
+
+
+def stored(publisher: ObjectStorePublisher, tensors: Named) -> tuple[WeightManifest, list]:
+    *buffers, manifest = [
+        np.array(item) if isinstance(item, np.ndarray) else item for item in stream(publisher, tensors)
+    ]
+    return manifest, buffers
+
+
+def stream(publisher: ObjectStorePublisher, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Any]:
+    return publisher.publish(tensors, version=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,6 +104,7 @@ def test_a_layout_is_the_same_for_every_version() -> None:
 def test_readers_share_memory_with_the_buffers() -> None:
     """Nothing is copied on the way to the engine: each tensor starts at its offset in its buffer."""
     manifest, buffers = packed(some_tensors(), dtype=torch.float32, bucket_bytes=128)
+    assert len(buffers) > 1
     for entry, (_, tensor) in zip(manifest.layout.entries, unpack(manifest, buffers), strict=True):
         if entry.size_bytes:
             assert tensor.data_ptr() == buffers[entry.bucket].ctypes.data + entry.offset
@@ -103,6 +118,36 @@ def test_read_only_buffers_are_read_without_a_warning(recwarn: pytest.WarningsRe
     read = dict(unpack(manifest, buffers))
     assert torch.equal(read["matrix"], some_tensors()[0][1])
     assert not recwarn.list
+
+
+def test_a_publisher_holds_one_buffer_at_a_time() -> None:
+    """Every buffer of every version is filled in the same memory, and tensors are asked for as they are needed."""
+    tensors = [(f"t{k}", torch.full((16,), float(k))) for k in range(6)]
+    publisher = ObjectStorePublisher(plan_layout(tensors, dtype=torch.float32, bucket_bytes=128))
+    asked: list[str] = []
+
+    def lazily() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            asked.append(name)
+            yield name, tensor
+
+    first = stream(publisher, lazily())
+    starts = []
+    for number in range(publisher.num_buffers):
+        starts.append(next(first).ctypes.data)
+        assert asked == [f"t{k}" for k in range(2 * number + 2)]
+    starts += [item.ctypes.data for item in stream(publisher, tensors) if isinstance(item, np.ndarray)]
+    assert publisher.num_buffers == 3
+    assert len(starts) == 6
+    assert len(set(starts)) == 1
+
+
+def test_a_version_does_not_depend_on_what_was_published_before() -> None:
+    """What an earlier one left in the memory that buffers are filled in is overwritten wherever a tensor lies."""
+    publisher = ObjectStorePublisher(plan_layout(some_tensors(), dtype=torch.float32, bucket_bytes=200))
+    stored(publisher, [(name, torch.ones_like(tensor)) for name, tensor in some_tensors()])
+    read = dict(unpack(*stored(publisher, some_tensors())))
+    assert all(torch.equal(read[name], tensor.to(read[name].dtype)) for name, tensor in some_tensors())
 
 
 def test_packing_copies_so_later_training_does_not_reach_a_published_version() -> None:
@@ -147,15 +192,18 @@ def test_tensors_in_another_order_than_the_layouts_are_refused() -> None:
     tensors = some_tensors()
     layout = plan_layout(tensors, dtype=torch.float32, bucket_bytes=200)
     twins = [("first", torch.zeros(2)), ("second", torch.ones(2))]
+    two = ObjectStorePublisher(plan_layout(twins, dtype=torch.float32, bucket_bytes=200))
+    publisher = ObjectStorePublisher(layout)
     with pytest.raises(ValueError, match=r"second \(2,\) came where the layout has first \(2,\)"):
-        pack(twins[::-1], plan_layout(twins, dtype=torch.float32, bucket_bytes=200), version=1)
+        stored(two, twins[::-1])
     with pytest.raises(ValueError, match=r"half \(3, 3\) came where the layout has matrix \(5, 7\)"):
-        pack([tensors[1], tensors[0], *tensors[2:]], layout, version=1)
+        stored(publisher, [tensors[1], tensors[0], *tensors[2:]])
     with pytest.raises(ValueError, match=r"matrix \(7, 5\) came where the layout has matrix \(5, 7\)"):
-        pack([("matrix", tensors[0][1].T), *tensors[1:]], layout, version=1)
-    for wrong in (tensors[:-1], [*tensors, ("more", torch.zeros(1))]):
-        with pytest.raises(ValueError, match="argument 2 is"):
-            pack(wrong, layout, version=1)
+        stored(publisher, [("matrix", tensors[0][1].T), *tensors[1:]])
+    with pytest.raises(ValueError, match=r"nothing .* came where the layout has transposed"):
+        stored(publisher, tensors[:-1])
+    with pytest.raises(ValueError, match="more came after the last tensor of the layout"):
+        stored(publisher, [*tensors, ("more", torch.zeros(1))])
 
 
 def test_a_manifest_travels_with_its_version_and_layout() -> None:

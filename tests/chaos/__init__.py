@@ -1,0 +1,1 @@
+"""Processes, nodes, drivers and disks that go while a run goes on."""
