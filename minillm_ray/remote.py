@@ -1,7 +1,8 @@
 """Waiting for Ray actors: every wait has a deadline, and what goes wrong is said in the run's own words."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -50,13 +51,18 @@ class PeerUnavailable(Exception):
     """An actor could not do its work because another one, which it called, did not answer."""
 
 
+class PeerFailed(PeerUnavailable):
+    """The other one answered with an exception."""
+
+
 def get(references: Any, *, timeout_seconds: float, work: str) -> Any:
     """`ray.get` with a deadline. `work` names what is waited for, as in "teacher 0: scoring".
 
     Raises RunError for a missed deadline, a dead actor or an exception in it; an actor's InputError as it is.
     """
     try:
-        return ray.get(references, timeout=timeout_seconds)
+        with _signals_as_they_are():
+            return ray.get(references, timeout=timeout_seconds)
     except GetTimeoutError:
         raise RunError(
             f"{work} did not finish within {timeout_seconds:g} s. See the files in RUN/logs; if the work is only slow, "
@@ -79,9 +85,10 @@ def ready_among(references: Sequence[Any], *, timeout_seconds: float) -> list[An
     if not references:
         time.sleep(timeout_seconds)
         return []
-    there, missing = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
-    if not there:
-        there, _ = ray.wait(missing, num_returns=1, timeout=timeout_seconds, fetch_local=False)
+    with _signals_as_they_are():
+        there, missing = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
+        if not there:
+            there, _ = ray.wait(missing, num_returns=1, timeout=timeout_seconds, fetch_local=False)
     return there
 
 
@@ -91,7 +98,8 @@ def value_of(reference: Any) -> Any:
     Raises what the call raised; InputError, RunError and PeerUnavailable without Ray's wrapping.
     """
     try:
-        return ray.get(reference, timeout=_FETCH_SECONDS)
+        with _signals_as_they_are():
+            return ray.get(reference, timeout=_FETCH_SECONDS)
     except RayTaskError as error:
         if isinstance(error.cause, InputError | RunError | PeerUnavailable):
             raise error.cause from None
@@ -115,6 +123,15 @@ def even_shares(items: Sequence[Item], num_shares: int) -> list[list[Item]]:
     """The items in order, cut into `num_shares` runs whose lengths differ by at most one."""
     bounds = [len(items) * k // num_shares for k in range(num_shares + 1)]
     return [list(items[start:end]) for start, end in pairwise(bounds)]
+
+
+@contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """What a signal's handler raises in the middle of Ray's compiled code comes out as the cause of a SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        raise error.__cause__ or error from None
 
 
 def _last_line(error: BaseException) -> str:

@@ -108,7 +108,12 @@ class EngineLoop(Generic[Engine, Output]):
 
     @property
     def seconds_since_progress(self) -> float:
-        """How long ago the thread last finished a step, a command or an idle wait: a hang shows here."""
+        """How long ago the thread last finished a step, a command or an idle wait: a hang shows here.
+
+        Raises RuntimeError once the engine has ended by an exception.
+        """
+        if self._failure is not None:
+            raise RuntimeError(f"the engine ended: {self._failure!r}") from self._failure
         return time.monotonic() - self._progress
 
     @property

@@ -116,6 +116,7 @@ class DistillationActor(RankProcess):
             free_address=self.address,
         )
 
+    @property
     def num_buffers(self) -> int:
         """Of one published version."""
         return self._publisher.num_buffers

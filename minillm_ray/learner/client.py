@@ -73,9 +73,7 @@ class DistillationRanks:
 
     def join(self, address: str) -> list[ObjectRef]:
         """Each rank meets the others and loads the student; it answers with the number of buffers of `publish`."""
-        for handle in self._handles:
-            handle.join.remote(address, self._startup_seconds)
-        return [handle.num_buffers.remote() for handle in self._handles]
+        return [handle.join.remote(address, self._startup_seconds) for handle in self._handles]
 
     def joined(self, answers: Sequence[int]) -> None:
         """Hear what `join` answered."""

@@ -76,8 +76,11 @@ class RankProcess(ABC):
             listener.bind(("", 0))
             return f"{host}:{listener.getsockname()[1]}"
 
-    def join(self, address: str, timeout_seconds: float) -> None:
-        """Meet the other ranks and load the model, sharded where there are several ranks or bfloat16 passes."""
+    def join(self, address: str, timeout_seconds: float) -> int:
+        """Meet the other ranks and load the model, sharded where there are several ranks or bfloat16 passes.
+
+        Returns `num_buffers`.
+        """
         spec = self._spec
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
@@ -102,6 +105,12 @@ class RankProcess(ABC):
             shard(student, rank, compute_dtype=spec.compute_dtype)
         self.trainer = StudentTrainer(student, rank, optimizer=spec.optimizer, schedule=spec.schedule)
         self._on_joined(rank)
+        return self.num_buffers
+
+    @property
+    def num_buffers(self) -> int:
+        """How many buffers this rank publishes beside a manifest."""
+        return 0
 
     @abstractmethod
     def _on_joined(self, rank: Rank) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from minillm_ray.pipeline.protocols import Reference, RolloutReplica, Task, TeacherReplica
 from minillm_ray.pipeline.reactor import Reactor
 from minillm_ray.pipeline.replicas import Member, ReplicaSet
-from minillm_ray.remote import PeerUnavailable, is_lost_object
+from minillm_ray.remote import PeerFailed, PeerUnavailable, is_lost_object
 
 
 @dataclass(eq=False)
@@ -129,6 +129,8 @@ class Responses:
         if isinstance(error, PeerUnavailable):
             self._stop_drawing(response)
             self.on_lost(response)
+            if isinstance(error, PeerFailed) and response.teacher in self._teacher.members:
+                self._teacher.failed(cast(Member, response.teacher), error, "judging a proposal")
         else:
             self._rollout.failed(cast(Member, response.rollout), error, "drawing a response")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from minillm_ray.data.sets import PromptSet
 from minillm_ray.data.trajectory import Trajectory
@@ -18,7 +18,7 @@ from minillm_ray.engines.generation import EngineSettings, GeneratedSequence, Ge
 from minillm_ray.engines.loop import EngineLoop, Together
 from minillm_ray.mixture.exchange import Proposal, Verdict, Verify
 from minillm_ray.mixture.sampler import MixtureSettings, SamplingCounts
-from minillm_ray.remote import Beat, PeerUnavailable
+from minillm_ray.remote import Beat, PeerFailed, PeerUnavailable, describe
 from minillm_ray.rollout.worker import RolloutWorker, SamplingEngine
 from minillm_ray.telemetry.actor_logs import redirect_output
 from minillm_ray.weights.buffers import unpack
@@ -87,7 +87,7 @@ class RolloutActor:
     ) -> tuple[SamplingCounts, Trajectory]:
         """One response, and before it what it cost: 2 returns. teacher: an actor handle, None for no mixture.
 
-        Raises PeerUnavailable where the teacher does not answer.
+        Raises PeerUnavailable where the teacher does not answer, PeerFailed where it answers with an exception.
         """
         verify = None if teacher is None else self._verifier(teacher, session)
         task = asyncio.ensure_future(
@@ -130,6 +130,8 @@ class RolloutActor:
         async def verify(proposal: Proposal) -> Verdict:
             try:
                 return await asyncio.wait_for(teacher.extend.remote(session, proposal), self._verdict_seconds)
+            except RayTaskError as error:
+                raise PeerFailed(describe(error)) from None
             except (RayError, TimeoutError) as error:
                 raise PeerUnavailable(f"the teacher of {session} gave no verdict: {error}") from None
 

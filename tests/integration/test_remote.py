@@ -2,12 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import ray
 
-from minillm_ray.config.errors import InputError, RunError
+from minillm_ray.config.errors import InputError, RunError, Terminated
 from minillm_ray.remote import PeerUnavailable, describe, even_shares, get, is_lost_object, ready_among, value_of
 from minillm_ray.weights.buffers import WeightMismatchError
 
@@ -174,6 +174,30 @@ def test_what_the_pipeline_decides_by_arrives_without_rays_wrapping(
     with pytest.raises(kind) as caught:
         value_of(worker.fail.remote(kind("teacher 0 gave no verdict")))
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda reference: get(reference, timeout_seconds=1.0, work="waiting"),
+        lambda reference: ready_among([reference], timeout_seconds=1.0),
+        value_of,
+    ],
+    ids=["get", "ready_among", "value_of"],
+)
+def test_a_signal_that_meets_rays_compiled_code_is_no_failure_of_the_call(
+    wait: Callable[[object], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its handler raised, Terminated for one, comes out as itself, and never as the death of a replica."""
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise SystemError("returned a result with an exception set") from Terminated()
+
+    reference = ray.put(1)
+    monkeypatch.setattr(ray, "get", interrupted)
+    monkeypatch.setattr(ray, "wait", interrupted)
+    with pytest.raises(Terminated):
+        wait(reference)
 
 
 def test_any_other_failure_is_described_in_one_line_by_its_own_name(worker: ray.actor.ActorHandle) -> None:

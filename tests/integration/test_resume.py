@@ -37,7 +37,9 @@ def whole(run_file: Path) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)], ids=["SIGKILL", "SIGTERM"]
+)
 def test_a_stopped_run_continues_to_the_same_numbers_and_weights(
     sent: signal.Signals, status: int, run_file: Path, whole: Path
 ) -> None:

@@ -181,9 +181,7 @@ class ScriptedRank:
     def address(self) -> str:
         return "nowhere:0"
 
-    def join(self, address: str, timeout_seconds: float) -> None: ...
-
-    def num_buffers(self) -> int:
+    def join(self, address: str, timeout_seconds: float) -> int:
         return 1
 
     def load(self, folder: Path) -> None:

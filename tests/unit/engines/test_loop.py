@@ -261,3 +261,16 @@ def test_an_engine_that_cannot_be_built_says_why_when_it_is_awaited() -> None:
             await request(loop, "late")
 
     asyncio.run(scenario())
+
+
+def test_an_engine_that_ended_is_no_sign_of_life() -> None:
+    """Whoever asks how long ago it moved on hears that it will not again."""
+
+    def build() -> Any:
+        raise ValueError("no such model")
+
+    loop: EngineLoop[Any, Any] = EngineLoop(build, name="ends")
+    with pytest.raises(ValueError, match="no such model"):
+        asyncio.run(loop.ready())
+    with pytest.raises(RuntimeError, match="no such model"):
+        _ = loop.seconds_since_progress

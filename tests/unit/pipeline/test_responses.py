@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted.virtual import Drawn, VirtualCluster, VirtualLauncher, VirtualRollout, VirtualTeacher
+from scripted.virtual import Call, Drawn, VirtualCluster, VirtualLauncher, VirtualRollout, VirtualTeacher
 
 from minillm_ray.pipeline.protocols import Task
 from minillm_ray.pipeline.reactor import Reactor
 from minillm_ray.pipeline.replicas import Member, ReplicaSet, Supervision
 from minillm_ray.pipeline.responses import Response, Responses, least_loaded
+from minillm_ray.remote import PeerFailed
 
 ALONE, MIXED = Task("train", 7, 0, mixed=False), Task("train", 7, 0, mixed=True)
 
@@ -121,6 +122,20 @@ def test_what_a_lost_teacher_was_scoring_is_scored_by_another(fault: str) -> Non
     bed.pass_time(20.0)
     assert (len(bed.scored), bed.lost) == (1, [])
     assert len(bed.rollout.members[0].client.asked) == 1
+
+
+def test_a_teacher_that_answers_a_proposal_with_an_exception_is_replaced() -> None:
+    """The next answer would be no better. The sampler, which only passed it on, stays; the prompt is drawn again."""
+    bed = Bed(teachers=1)
+    teacher, rollout = bed.teacher.members[0], bed.rollout.members[0]
+    failing = Call()
+    rollout.client.respond = lambda task, **details: (failing, Call())
+    bed.start(MIXED)
+    failing.end(error=PeerFailed("IndexError: 7"))
+    bed.pass_time(5.0)
+    assert len(bed.lost) == 1
+    assert bed.teacher.members[0] is not teacher
+    assert bed.rollout.members[0] is rollout
 
 
 def test_what_is_drawn_while_no_teacher_serves_waits_for_one() -> None:
