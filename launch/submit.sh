@@ -12,8 +12,8 @@
 # MINILLM_PYTHON   Absolute path of the interpreter on the cluster's nodes. A bare "python" would be looked up in the
 #                  PATH of Ray's own shell. Unset: this checkout's .venv/bin/python, else the python3 found here.
 #
-# Ctrl-C stops following; the run goes on. "ray job stop ID" ends it: it then has 60 seconds to stop its actors
-# (Ray's default is 3).
+# Ctrl-C stops following; the run goes on. "ray job stop ID" ends it: it then has 60 seconds to end the round in progress
+# and write a checkpoint (Ray's default is 3). The same command again continues.
 # Exit status: 0 the run succeeded, 1 it failed or could not be submitted, 2 bad usage (one message, nothing is sent).
 set -euo pipefail
 
