@@ -14,8 +14,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from minillm_ray.engines.engine_arguments import merge_arguments
+from minillm_ray.engines.hidden_states import BLOCK_TOKENS
 
-_CPU_BLOCK_TOKENS = 32
 _CPU_STEP_TOKENS = 4096
 _ENGINES_OF_THIS_PROCESS = itertools.count()
 
@@ -220,7 +220,7 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
         "disable_log_stats": True,
         **role,
     }
-    defaults = {"enforce_eager": on_cpu, "block_size": _CPU_BLOCK_TOKENS if on_cpu else None}
+    defaults = {"enforce_eager": on_cpu, "block_size": BLOCK_TOKENS["cpu"] if on_cpu else None}
     known = frozenset(argument.name for argument in fields(EngineArgs))
     return EngineArgs(**merge_arguments(ours, defaults, settings.arguments, known))
 

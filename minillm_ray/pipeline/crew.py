@@ -116,11 +116,6 @@ class Crew:
         """There is a rollout replica, and every one that serves holds the newest weights."""
         return bool(self.rollout.serving) and len(self.up_to_date) == len(self.rollout.serving)
 
-    @property
-    def has_weights(self) -> bool:
-        """Some version is published, or about to be."""
-        return self._publication is not None or bool(self._num_publishing)
-
     def ask_learner(self, call: Callable[[Any], list[Reference]], work: str) -> list[Any]:
         """What every rank answers, asked again where the group fell meanwhile and came back."""
         answers: list[list[Any]] = []

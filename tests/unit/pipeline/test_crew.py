@@ -85,7 +85,7 @@ def test_weights_that_are_no_longer_true_are_pulled_by_nobody() -> None:
     bed.crew.forget_weights()
     bed.crew.rollout.scale(3)
     bed.pass_time(5.0)
-    assert (bed.crew.fresh, bed.crew.has_weights) == ([], False)
+    assert (bed.crew.fresh, bed.crew.version) == ([], 0)
     bed.crew.publish(1)
     bed.pass_time(2.0)
     assert len(bed.crew.up_to_date) == 3
