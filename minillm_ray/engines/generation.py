@@ -16,7 +16,6 @@ from torch import Tensor
 from minillm_ray.engines.engine_arguments import merge_arguments
 from minillm_ray.engines.hidden_states import BLOCK_TOKENS
 
-_CPU_STEP_TOKENS = 4096
 _ENGINES_OF_THIS_PROCESS = itertools.count()
 
 
@@ -105,9 +104,7 @@ class GenerationEngine:
         self._engine = LLMEngine.from_engine_args(engine_arguments(settings, _sampling_role(settings, logits)))
         self._no_repeat_ngram = settings.no_repeat_ngram
         self._stop_token_ids = list(stop_token_ids)
-        self._truncates = bool(top_k) or top_p < 1.0
         self._number = next(_ENGINES_OF_THIS_PROCESS)
-        self._records: dict[str, str] = {}  # request id -> key of its record
         self._engine.set_weight_version("0")
 
     def add(
@@ -126,20 +123,19 @@ class GenerationEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        extra_args: dict[str, Any] = {"no_repeat_ngram": self._no_repeat_ngram}
-        if self._truncates or keep_rows:
-            self._records[request_id] = f"{self._number}/{request_id}"
-            extra_args |= {"record": self._records[request_id], "keep_rows": sorted(keep_rows)}
         parameters = SamplingParams(
-            temperature=1.0,  # temperature, top-k and top-p are our logits processor's
-            seed=seed,
+            temperature=0.0,  # minillm_ray/engines/drawing.py draws, and leaves its token as the likeliest
             max_tokens=max_new_tokens,
             stop_token_ids=self._stop_token_ids,
             ignore_eos=True,  # the end tokens are those above, not what the model's folder says
-            logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=extra_args,
+            extra_args={
+                "record": self._record_key(request_id),
+                "seed": seed,
+                "keep_rows": sorted(keep_rows),
+                "no_repeat_ngram": self._no_repeat_ngram,
+            },
         )
         self._engine.add_request(request_id, {"prompt_token_ids": list(token_ids)}, parameters)
 
@@ -147,7 +143,7 @@ class GenerationEngine:
         """One engine step: at most one token for each running request. Returns those that finished."""
         finished = [output for output in self._engine.step() if output.finished]
         records = self._take_records([output.request_id for output in finished])
-        return [_sequence(output, records.get(output.request_id)) for output in finished]
+        return [_sequence(output, records[output.request_id]) for output in finished]
 
     def has_unfinished(self) -> bool:
         return self._engine.has_unfinished_requests()
@@ -187,13 +183,17 @@ class GenerationEngine:
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError(f"vLLM kept its prefix cache after loading weight version {version}")
 
-    def _take_records(self, request_ids: Sequence[str]) -> dict[str, Any]:
-        """The records of those requests that made one, by request id; they are then forgotten."""
-        keys = {self._records.pop(request_id): request_id for request_id in request_ids if request_id in self._records}
-        if not keys:
-            return {}
-        from minillm_ray.engines.sampled_logits import take_records
+    def _record_key(self, request_id: str) -> str:
+        """Of the records of all engines of a process."""
+        return f"{self._number}/{request_id}"
 
+    def _take_records(self, request_ids: Sequence[str]) -> dict[str, Any]:
+        """The records of those requests that have drawn something, by request id; they are then forgotten."""
+        if not request_ids:
+            return {}
+        from minillm_ray.engines.drawing import take_records
+
+        keys = {self._record_key(request_id): request_id for request_id in request_ids}
         taken: dict[str, Any] = {}
         for of_one_worker in self._engine.collective_rpc(take_records, args=(list(keys),)):
             taken |= {keys[key]: record for key, record in of_one_worker.items()}
@@ -226,12 +226,11 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
 
 
 def _sampling_role(settings: EngineSettings, logits: dict[str, Any]) -> dict[str, Any]:
+    from minillm_ray.engines.drawing import SECTION, DrawTokens
     from minillm_ray.engines.ngram_blocking import BlockSeenNgrams
-    from minillm_ray.engines.sampled_logits import SECTION, SampledLogits
 
     role: dict[str, Any] = {
-        "logprobs_mode": "processed_logprobs",
-        "logits_processors": [BlockSeenNgrams, SampledLogits],  # in this order
+        "logits_processors": [BlockSeenNgrams, DrawTokens],  # in this order
         "additional_config": {SECTION: logits},
         # A step that is under way when new weights are loaded would be recorded with the wrong version.
         "async_scheduling": False,
@@ -240,35 +239,26 @@ def _sampling_role(settings: EngineSettings, logits: dict[str, Any]) -> dict[str
         from vllm.config import WeightTransferConfig
 
         role["weight_transfer_config"] = WeightTransferConfig(backend=settings.weight_transfer)
-    if settings.device == "cpu":
-        # A prompt whose prefill is cut over two steps makes vLLM rewind the request's random generator, which torch
-        # cannot do on a CPU ("CPU Generator does not use offset"): here every prompt is prefilled in one step.
-        tokens = max(_CPU_STEP_TOKENS, settings.max_model_tokens)
-        role |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     return role
 
 
 def _sequence(request_output: Any, record: Any) -> GeneratedSequence:
     output = request_output.outputs[0]
     token_ids = np.asarray(output.token_ids, dtype=np.int32)
-    drawn_logprob = np.asarray(
-        [row[token].logprob for token, row in zip(output.token_ids, output.logprobs, strict=True)], dtype=np.float32
-    )
     weight_version = np.zeros(len(token_ids), dtype=np.int32)
     for span in output.weight_versions or ():
         weight_version[span.start : span.end] = int(span.version)
-    logprob, rows = drawn_logprob, {}
-    if record is not None:
-        rows = {offset: Row(row, record.drawn_rows.get(offset, row)) for offset, row in record.rows.items()}
-        if record.log_mass:
-            log_mass = [record.log_mass[offset] for offset in range(len(token_ids))]
-            logprob = drawn_logprob + np.asarray(log_mass, dtype=np.float32)
+    logprob = _by_offset(record.logprob, len(token_ids))
     return GeneratedSequence(
         request_id=request_output.request_id,
         token_ids=token_ids,
         logprob=logprob,
-        drawn_logprob=drawn_logprob,
+        drawn_logprob=_by_offset(record.drawn_logprob, len(token_ids)) if record.drawn_logprob else logprob,
         weight_version=weight_version,
         truncated=output.finish_reason != "stop",
-        rows=rows,
+        rows={offset: Row(row, record.drawn_rows.get(offset, row)) for offset, row in record.rows.items()},
     )
+
+
+def _by_offset(logprob: Mapping[int, float], num_tokens: int) -> npt.NDArray[np.float32]:
+    return np.asarray([logprob[offset] for offset in range(num_tokens)], dtype=np.float32)

@@ -56,6 +56,7 @@ class Together:
 @dataclass(frozen=True)
 class _Request:
     add: Callable[[Any, str], None]
+    then: Callable[[Any], Any]
     result: "Future[Any]"
     together: Together | None
 
@@ -70,7 +71,7 @@ class _Command:
 class _State:
     """The loop thread's own."""
 
-    running: dict[str, "Future[Any]"] = field(default_factory=dict)
+    running: dict[str, _Request] = field(default_factory=dict)
     groups: dict[str, list[_Request]] = field(default_factory=dict)
     num_added: int = 0
 
@@ -96,8 +97,18 @@ class EngineLoop(Generic[Engine, Output]):
 
         Where the coroutine is cancelled the request is aborted.
         """
-        result: Future[Output] = Future()
-        self._put(_Request(add, result, together))
+        return await self.request_then(add, lambda output: output, together=together)
+
+    async def request_then(
+        self,
+        add: Callable[[Engine, str], None],
+        then: Callable[[Output], Answer],
+        *,
+        together: Together | None = None,
+    ) -> Answer:
+        """As `request`, and what `then` makes of the result: before the next step, where a command would come after."""
+        result: Future[Answer] = Future()
+        self._put(_Request(add, then, result, together))
         return await asyncio.wrap_future(result)
 
     async def command(self, function: Callable[[Engine], Answer]) -> Answer:
@@ -140,21 +151,18 @@ class EngineLoop(Generic[Engine, Output]):
                 self._abort_cancelled(engine, state)
                 if engine.has_unfinished():
                     for output in engine.step():
-                        _resolve(state.running.pop(output.request_id), output)
+                        request = state.running.pop(output.request_id)
+                        _answer(request.result, request.then, output)
                 self._busy = (self.busy_seconds, None)
                 self._progress = time.monotonic()
         except BaseException as error:
             self._failure = error
-            for future in [*state.running.values(), *(r.result for group in state.groups.values() for r in group)]:
-                _refuse(future, error)
-            self._fail(self._drain(), error)
+            waiting = [*state.running.values(), *(request for group in state.groups.values() for request in group)]
+            self._fail([*waiting, *self._drain()], error)
 
     def _accept(self, engine: Engine, state: _State, item: _Request | _Command) -> None:
         if isinstance(item, _Command):
-            try:
-                _resolve(item.result, item.function(engine))
-            except Exception as error:
-                _refuse(item.result, error)
+            _answer(item.result, item.function, engine)
             return
         if item.together is None:
             self._add(engine, state, item)
@@ -175,11 +183,11 @@ class EngineLoop(Generic[Engine, Output]):
         except Exception as error:
             _refuse(item.result, error)
             return
-        state.running[request_id] = item.result
+        state.running[request_id] = item
 
     @staticmethod
     def _abort_cancelled(engine: Engine, state: _State) -> None:
-        cancelled = [request_id for request_id, result in state.running.items() if result.cancelled()]
+        cancelled = [request_id for request_id, request in state.running.items() if request.result.cancelled()]
         if cancelled:
             engine.abort(cancelled)
             for request_id in cancelled:
@@ -205,9 +213,14 @@ def _place(request: _Request) -> int:
     return request.together.place
 
 
-def _resolve(future: "Future[Any]", value: Any) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_result(value)
+def _answer(future: "Future[Any]", function: Callable[[Any], Any], argument: Any) -> None:
+    """Nothing is done for one that nobody waits for any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function(argument))
+    except Exception as error:
+        future.set_exception(error)
 
 
 def _refuse(future: "Future[Any]", error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""From logits to the distribution that is sampled: temperature, then top-k, then top-p, renormalised after each."""
+"""From logits to a token: temperature, then top-k, then top-p, renormalised after each; and a draw from what is left."""
 
 import math
 
@@ -26,3 +26,11 @@ def log_probabilities(logits: Tensor, temperature: float, top_k: int | None = No
         cut[..., -1] = False
         logprobs = logprobs.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf).log_softmax(-1)
     return logprobs
+
+
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """int64 [B]: a token from each distribution [B, V], by its uniform in [0, 1). None of probability 0 is drawn."""
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    below_total = total.nextafter(torch.zeros_like(total))
+    return torch.searchsorted(cumulative, torch.minimum(uniforms[:, None] * total, below_total), right=True)[:, 0]

@@ -74,7 +74,10 @@ class Probe:
 
         Raises InputError where two ways to the same log-probabilities differ by more than the dtype explains.
         """
-        await _propose_in_two_parts(scorer, trajectory)  # first: what one pass leaves in the cache has no rows to keep
+        try:  # first: what one pass leaves in the cache has no rows to keep
+            await _propose_in_two_parts(scorer, trajectory)
+        except FloatingPointError:
+            raise InputError(self._message("engine", "values that are not numbers")) from None
         _, payload = await scorer.score(trajectory, _SESSION)
         collected = self._read(payload, trajectory)
         _, payload = await scorer.score(trajectory)

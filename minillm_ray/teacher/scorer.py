@@ -4,8 +4,9 @@ A verdict needs the hidden states of the tokens that it judges, and so does the 
 kept in a session, and a finished response that was verified to its end needs no second pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from minillm_ray.mixture.exchange import Proposal, Verdict
 from minillm_ray.objective import Head
 from minillm_ray.teacher.sessions import Session, Sessions, TokenIds
 
+Answer = TypeVar("Answer")
 Encode = Callable[[Tensor, npt.NDArray[np.int32]], Payload]
 """Hidden states [n, d_t] and response ids [n] to a payload. Runs in the engine's thread."""
 
@@ -86,10 +88,13 @@ class TeacherScorer:
     async def extend(self, session: str, proposal: Proposal) -> Verdict:
         """Judge a proposal, and keep the hidden states that this took under the name `session`."""
         state = self._sessions.get(session, proposal.prompt_length)
+
+        def judge() -> Verdict:
+            hidden = state.rows(proposal.start, len(proposal.token_ids) - proposal.prompt_length)
+            return self._judge(hidden, proposal)
+
         # The last token predicts nothing that is judged, so the engine never sees it.
-        await self._complete(state, proposal.token_ids[:-1], reuse=True)
-        hidden = state.rows(proposal.start, len(proposal.token_ids) - proposal.prompt_length)
-        return await self._loop.command(lambda engine: self._judge(hidden, proposal))
+        return await self._once_complete(state, proposal.token_ids[:-1], judge, reuse=True)
 
     async def score(
         self,
@@ -107,9 +112,14 @@ class TeacherScorer:
         known = None if session is None else self._sessions.pop(session)
         num_prompt = len(trajectory.prompt_ids)
         state = known if known is not None and known.prompt_length == num_prompt else Session(num_prompt)
-        await self._complete(state, trajectory.token_ids[:-1], reuse=known is not None, together=together)
-        hidden = state.rows(0, len(trajectory.response_ids))
-        payload = await self._loop.command(lambda engine: (encode or self._encode)(hidden, trajectory.response_ids))
+
+        def encoded() -> Payload:
+            hidden = state.rows(0, len(trajectory.response_ids))
+            return (encode or self._encode)(hidden, trajectory.response_ids)
+
+        payload = await self._once_complete(
+            state, trajectory.token_ids[:-1], encoded, reuse=known is not None, together=together
+        )
         num_tokens = len(trajectory.response_ids)
         self._scored_tokens += num_tokens
         return ScoreReport(num_tokens, payload.nbytes, state.engine_tokens, state.requests), payload
@@ -121,48 +131,71 @@ class TeacherScorer:
     def report(self) -> TeacherReport:
         return TeacherReport(self._engine_tokens, self._requests, self._scored_tokens, len(self._sessions))
 
-    async def _complete(
-        self, state: Session, token_ids: TokenIds, *, reuse: bool, together: Together | None = None
-    ) -> None:
-        """Until `state` has the row of every slot that token_ids [P - 1 + n] predict, 0 .. n - 1."""
-        if state.keep_common(token_ids) == len(token_ids) - state.prompt_length + 1:
-            return
-        rows = await self._ask(state, token_ids, reuse=reuse, together=together)
-        if state.lacks(rows.first):
-            # Another response with the same tokens filled the cache, or the session began on a replica that is gone.
-            rows = await self._ask(state, token_ids, reuse=False)
-        # vLLM widens a bfloat16 model's rows to float32: nothing is lost, and a session takes half the memory.
-        state.extend(token_ids, rows.hidden.to(self._dtype), rows.first)
+    async def _once_complete(
+        self,
+        state: Session,
+        token_ids: TokenIds,
+        then: Callable[[], Answer],
+        *,
+        reuse: bool,
+        together: Together | None = None,
+    ) -> Answer:
+        """Run `then` in the engine's thread once `state` has the row of every slot that token_ids [P - 1 + n] predict.
 
-    async def _ask(
-        self, state: Session, token_ids: TokenIds, *, reuse: bool, together: Together | None = None
-    ) -> HiddenRows:
+        These are the slots 0 .. n - 1.
+        """
+        if state.keep_common(token_ids) == len(token_ids) - state.prompt_length + 1:
+            return await self._loop.command(lambda engine: then())
+        answers: list[Answer] = []
+
+        def take(rows: HiddenRows) -> None:
+            self._count(state, rows)
+            if not state.lacks(rows.first):
+                # vLLM widens a bfloat16 model's rows to float32: nothing is lost, and a session takes half the memory.
+                state.extend(token_ids, rows.hidden.to(self._dtype), rows.first)
+                answers.append(then())
+
         ids = token_ids.tolist()
-        rows = await self._loop.request(
-            lambda engine, request_id: engine.add(request_id, ids, reuse=reuse), together=together
-        )
+        await self._loop.request_then(lambda engine, name: engine.add(name, ids, reuse=reuse), take, together=together)
+        if not answers:
+            # Another response with the same tokens filled the cache, or the session began on a replica that is gone.
+            await self._loop.request_then(lambda engine, name: engine.add(name, ids, reuse=False), take)
+        return answers[0]
+
+    def _count(self, state: Session, rows: HiddenRows) -> None:
         self._engine_tokens += len(rows.hidden)
         self._requests += 1
         state.engine_tokens += len(rows.hidden)
         state.requests += 1
-        return rows
 
     def _judge(self, hidden: Tensor, proposal: Proposal) -> Verdict:
-        """hidden: [n - start, d_t], of the proposed slots."""
-        proposed = torch.from_numpy(proposal.token_ids[proposal.prompt_length + proposal.start :].astype(np.int64))
+        """hidden: [n - start, d_t], of the proposed slots. Raises FloatingPointError for a teacher that yields NaN.
+
+        The slots that may fall come first: those behind the first that does need no head product.
+        """
+        token_ids = torch.from_numpy(proposal.token_ids[proposal.prompt_length + proposal.start :].astype(np.int64))
         threshold = torch.from_numpy(np.array(proposal.log_threshold))
-        standing: list[Tensor] = []
-        chunk = max(1, _CHUNK_BYTES // (4 * self._num_columns))
-        for start in range(0, len(hidden), chunk):
-            logprobs = self._log_probabilities(hidden[start : start + chunk])
-            tokens = proposed[start : start + chunk]
-            of_tokens = logprobs.gather(1, tokens.to(logprobs.device)[:, None])[:, 0].cpu()
-            fell = (~(of_tokens >= threshold[start : start + chunk])).nonzero()
+        logprob = torch.empty(len(hidden))
+        stands, row = len(hidden), None
+        for slots, rows in self._rows_of(hidden, (threshold > -torch.inf).nonzero()[:, 0]):
+            logprob[slots] = _of_tokens(rows, token_ids[slots])
+            fell = (~(logprob[slots] >= threshold[slots])).nonzero()
             if len(fell):
-                first = int(fell[0])
-                return Verdict(torch.cat([*standing, of_tokens[:first]]).numpy(), logprobs[first].cpu().numpy().copy())
-            standing.append(of_tokens)
-        return Verdict(torch.cat(standing).numpy(), None)
+                stands, row = int(slots[fell[0]]), rows[fell[0, 0]].cpu().numpy().copy()
+                break
+        for slots, rows in self._rows_of(hidden, (threshold[:stands] == -torch.inf).nonzero()[:, 0]):
+            logprob[slots] = _of_tokens(rows, token_ids[slots])
+        if logprob[:stands].isnan().any() or (row is not None and np.isnan(row).any()):
+            raise FloatingPointError(
+                "the teacher's log-probabilities are not numbers: its weights or its dtype are wrong"
+            )
+        return Verdict(logprob[:stands].numpy(), row)
+
+    def _rows_of(self, hidden: Tensor, slots: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those slots, int64 [n], some at a time, with the teacher's distributions there, as they are drawn from."""
+        for some in slots.split(max(1, _CHUNK_BYTES // (4 * self._num_columns))):
+            if len(some):
+                yield some, self._log_probabilities(hidden[some])
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         """float32 [n, V], of hidden states [n, d_t]: the teacher's distributions as they are drawn from."""
@@ -172,3 +205,8 @@ class TeacherScorer:
     @property
     def _num_columns(self) -> int:
         return self._head.vocab_size or len(self._head.weight)
+
+
+def _of_tokens(rows: Tensor, token_ids: Tensor) -> Tensor:
+    """[n] on the CPU, of rows [n, V]."""
+    return rows.gather(1, token_ids.to(rows.device)[:, None])[:, 0].cpu()

@@ -82,7 +82,7 @@ def expected_logprobs(model: AutoModelForCausalLM, prompt: list[int], sequence: 
 
 
 def test_more_prompts_than_one_step_takes_are_all_answered_as_if_each_were_alone(engine: GenerationEngine) -> None:
-    """60 prompts of 100 tokens do not fit into one step's 4,096; a response depends on its seed alone."""
+    """More tokens than one step reads, so that a prompt is read in parts; a response depends on its seed alone."""
     many = prompts(60)
     together = drain(engine, many)
     assert sorted(together) == sorted(many)
@@ -135,9 +135,8 @@ def test_rows_come_where_they_were_asked_for_and_are_then_forgotten(engine: Gene
     engine.add("aborted", prompts(1)[0], max_new_tokens=NUM_NEW_TOKENS, seed=0, keep_rows=[0])
     for number, prompt in prompts(8).items():
         engine.add(str(number), prompt, max_new_tokens=NUM_NEW_TOKENS, seed=1000 + number, keep_rows=[1, number % 4])
-    engine.step()
+    sequences = {sequence.request_id: sequence for sequence in engine.step()}
     engine.abort(["aborted"])
-    sequences = {}
     while engine.has_unfinished():
         sequences |= {sequence.request_id: sequence for sequence in engine.step()}
     assert sequences.pop("without").rows == {}
@@ -148,6 +147,6 @@ def test_rows_come_where_they_were_asked_for_and_are_then_forgotten(engine: Gene
         for offset, row in sequence.rows.items():
             assert row.logprob.dtype == np.float32 and row.drawn_logprob is row.logprob
             np.testing.assert_allclose(row.logprob, rows[offset], atol=1e-5)
-    from minillm_ray.engines.sampled_logits import _RECORDS
+    from minillm_ray.engines.drawing import _RECORDS
 
     assert len(sequences) == 8 and not _RECORDS

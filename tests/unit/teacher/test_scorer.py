@@ -1,6 +1,7 @@
 """A verdict says how far a proposal stands, and a finished response that was verified needs no second pass."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -124,6 +125,15 @@ def test_a_token_that_the_teacher_draws_itself_always_falls() -> None:
     verdict = Bed().extend("s", [1, 2, 3], thresholds=[-INFINITY, INFINITY, -INFINITY])
     assert len(verdict.teacher_logprob) == 1
     np.testing.assert_allclose(verdict.row, expected_logprobs([1, 2, 3])[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [-INFINITY, -1.0])
+def test_a_teacher_that_yields_no_numbers_gives_no_verdict(threshold: float) -> None:
+    """NaN compares with nothing: no token stands or falls by it."""
+    bed = Bed()
+    bed.scorer._head = Head(torch.full_like(HEAD.weight, math.nan), vocab_size=VOCABULARY)
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        bed.extend("s", [1, 2], thresholds=[-INFINITY, threshold])
 
 
 def test_a_students_token_stands_also_where_the_teacher_never_draws_it() -> None:
