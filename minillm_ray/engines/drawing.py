@@ -4,7 +4,7 @@
                                         |                |
                                         +----------------+--> a record for each request
 
-Token t of a response is drawn by number t of its own seed, whatever else is in the batch, however its prompt was read
+Slot t of a response is drawn by number t of its own seed, whatever else is in the batch, however its prompt was read
 and however often it was preempted. vLLM is left with the argmax: a generator for each request, as its own seeds make,
 costs a pass over the vocabulary each.
 """
@@ -66,7 +66,7 @@ class _Request:
 
 
 class DrawTokens(LogitsProcessor):
-    """Reads the engine's settings from `additional_config`, and of each request `record`, `seed` and `keep_rows`."""
+    """Reads the engine's settings from `additional_config`, and of each request what `GenerationEngine.add` says."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         settings = vllm_config.additional_config[SECTION]
@@ -88,8 +88,13 @@ class DrawTokens(LogitsProcessor):
         arguments = params.extra_args or {}
         if "record" not in arguments:
             return None  # vLLM's own, at start-up
-        uniforms = np.random.default_rng(arguments["seed"]).random(params.max_tokens)
-        return _Request(arguments["record"], uniforms, frozenset(arguments["keep_rows"]), output_ids)
+        uniforms = np.random.default_rng(arguments["seed"]).random(arguments["first_slot"] + params.max_tokens)
+        return _Request(
+            key=arguments["record"],
+            uniforms=uniforms[arguments["first_slot"] :],
+            keep_rows=frozenset(arguments["keep_rows"]),
+            output_ids=output_ids,
+        )
 
     def apply(self, logits: Tensor) -> Tensor:
         """Draw, record, and leave each drawn token as the one that the argmax finds.

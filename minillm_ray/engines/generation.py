@@ -114,10 +114,12 @@ class GenerationEngine:
         *,
         max_new_tokens: int,
         seed: int,
+        first_slot: int = 0,
         keep_rows: Collection[int] = (),
     ) -> None:
         """Queue one request. The same seed and weights draw the same response on any replica.
 
+        first_slot: of the response, where `token_ids` hold its beginning: slot t is drawn by number t of the seed.
         keep_rows: output offsets whose whole rows come back with the response; each holds V floats until then.
         """
         from vllm import SamplingParams
@@ -133,6 +135,7 @@ class GenerationEngine:
             extra_args={
                 "record": self._record_key(request_id),
                 "seed": seed,
+                "first_slot": first_slot,
                 "keep_rows": sorted(keep_rows),
                 "no_repeat_ngram": self._no_repeat_ngram,
             },

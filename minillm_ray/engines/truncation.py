@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, then top-k, then top-p, renormalised after each; and a draw from what is left."""
+"""From logits to a token: temperature, then top-k, then top-p, renormalised after each; then a draw."""
 
 import math
 

@@ -1,7 +1,8 @@
 """The random numbers of a mixed response, drawn ahead: they depend on its own seed and the slot alone.
 
-A slot is proposed again after an earlier token fell. It then meets the same numbers: whether and how its first
-proposal would have stood was never looked at, so they are still fresh.
+A slot is proposed again after an earlier token fell. It then meets the same numbers, also the one by which the
+student draws (`engines/drawing.py`): what it was before, and whether it would have stood, was never looked at, so that
+they are still fresh.
 """
 
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_COINS, _PROPOSALS = range(2)
-"""Streams of one seed."""
+_COINS = 0
+"""A stream of the seed beside its own, by which the student draws."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,3 @@ def draw_coins(seed: int, *, alpha: float, num_slots: int) -> Coins:
     stream = np.random.SeedSequence(seed, spawn_key=(_COINS,))
     coin, accept, redraw = np.random.Generator(np.random.PCG64(stream)).random((num_slots, 3)).T
     return Coins(teacher=coin < alpha, accept=1.0 - accept, redraw=redraw)
-
-
-def proposal_seed(seed: int, start: int) -> int:
-    """The seed, 0 <= seed < 2**63, of the student's proposal that begins at slot `start`. No slot begins two."""
-    state = np.random.SeedSequence(seed, spawn_key=(_PROPOSALS, start)).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from minillm_ray.engines.generation import GeneratedSequence
 from minillm_ray.mixture import arithmetic
-from minillm_ray.mixture.coins import draw_coins, proposal_seed
+from minillm_ray.mixture.coins import draw_coins
 from minillm_ray.mixture.exchange import Proposal, Verdict, Verify
 
 
@@ -39,7 +39,7 @@ class Propose(Protocol):
     """The student, as a sampler sees it (minillm_ray.engines.generation.GenerationEngine.add, and its result)."""
 
     def __call__(
-        self, token_ids: Sequence[int], *, max_new_tokens: int, seed: int, keep_rows: Collection[int]
+        self, token_ids: Sequence[int], *, max_new_tokens: int, seed: int, first_slot: int, keep_rows: Collection[int]
     ) -> Awaitable[GeneratedSequence]: ...
 
 
@@ -97,7 +97,8 @@ async def sample(
     seed: int,
     max_response_tokens: int,
 ) -> MixedResponse:
-    """Draw one response. It depends on the seed, the prompt, the limit and the two models alone.
+    """Draw one response. It depends on the seed, the prompt, the limit and the two models alone; nor, in the scheme
+    of proposals, on where these end. With alpha 0 it is the response that the student draws by this seed on its own.
 
     Where the student's weights change while it is drawn, each token keeps the log-probabilities and the version of
     those that drew it; a corrected token those of the row that it was corrected from.
@@ -119,7 +120,8 @@ async def sample(
         drawn = await propose(
             prompt + response.token_ids,
             max_new_tokens=end - start,
-            seed=proposal_seed(seed, start),
+            seed=seed,
+            first_slot=start,
             keep_rows=np.flatnonzero(coins.teacher[start:end]).tolist(),
         )
         slots = slice(start, start + len(drawn.token_ids))

@@ -26,6 +26,7 @@ class SamplingEngine(Protocol):
         *,
         max_new_tokens: int,
         seed: int,
+        first_slot: int = 0,
         keep_rows: Collection[int] = (),
     ) -> None: ...
     def step(self) -> list[GeneratedSequence]: ...
@@ -105,7 +106,9 @@ class RolloutWorker:
         self, prompt_index: int, prompt_ids: npt.NDArray[np.int32], seed: int, together: Together | None
     ) -> tuple[Trajectory, SamplingCounts]:
         propose = _Propose(self._loop, together)
-        drawn = await propose(prompt_ids.tolist(), max_new_tokens=self._max_response_tokens, seed=seed, keep_rows=())
+        drawn = await propose(
+            prompt_ids.tolist(), max_new_tokens=self._max_response_tokens, seed=seed, first_slot=0, keep_rows=()
+        )
         untruncated = drawn.drawn_logprob is drawn.logprob
         num_tokens = len(drawn.token_ids)
         trajectory = Trajectory(
@@ -128,10 +131,17 @@ class _Propose:
         self._together = together
 
     async def __call__(
-        self, token_ids: Sequence[int], *, max_new_tokens: int, seed: int, keep_rows: Collection[int]
+        self, token_ids: Sequence[int], *, max_new_tokens: int, seed: int, first_slot: int, keep_rows: Collection[int]
     ) -> GeneratedSequence:
         def add(engine: SamplingEngine, request_id: str) -> None:
-            engine.add(request_id, token_ids, max_new_tokens=max_new_tokens, seed=seed, keep_rows=keep_rows)
+            engine.add(
+                request_id,
+                token_ids,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                first_slot=first_slot,
+                keep_rows=keep_rows,
+            )
 
         together, self._together = self._together, None
         return await self._loop.request(add, together=together)

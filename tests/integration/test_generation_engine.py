@@ -91,6 +91,21 @@ def test_more_prompts_than_one_step_takes_are_all_answered_as_if_each_were_alone
         assert alone.token_ids.tolist() == together[number].token_ids.tolist()
 
 
+def test_a_response_taken_up_in_its_middle_goes_on_as_it_would_have(engine: GenerationEngine) -> None:
+    """Slot t is drawn by number t of the seed, in whichever request it comes."""
+    for number, prompt in prompts(8).items():
+        whole = drain(engine, {number: prompt})[number].token_ids.tolist()
+        for first_slot in range(1, len(whole)):
+            engine.add(
+                str(number),
+                prompt + whole[:first_slot],
+                max_new_tokens=NUM_NEW_TOKENS - first_slot,
+                seed=1000 + number,
+                first_slot=first_slot,
+            )
+            assert finish(engine)[number].token_ids.tolist() == whole[first_slot:]
+
+
 def test_reported_logprobs_are_those_of_the_tempered_distribution_without_padding(
     engine: GenerationEngine, folder: Path
 ) -> None:

@@ -32,9 +32,10 @@ class ScriptedSamplingEngine:
         *,
         max_new_tokens: int,
         seed: int,
+        first_slot: int = 0,
         keep_rows: Collection[int] = (),
     ) -> None:
-        assert request_id not in self.running and not keep_rows
+        assert request_id not in self.running and first_slot == 0 and not keep_rows
         self.requests.append((request_id, list(token_ids), max_new_tokens, seed))
         self.running[request_id] = (seed, min(len(self.running) + 1, max_new_tokens), [])
 

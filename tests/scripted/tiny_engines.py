@@ -5,7 +5,6 @@
 
 from collections.abc import Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,7 +60,7 @@ class Rows:
 class _Request:
     prompt: list[int]
     limit: int
-    random: Random
+    uniforms: Sequence[float]
     keep_rows: frozenset[int]
     token_ids: list[int] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -89,17 +88,19 @@ class TinyStudent:
         *,
         max_new_tokens: int,
         seed: int,
+        first_slot: int = 0,
         keep_rows: Collection[int] = (),
     ) -> None:
         assert request_id not in self._running
-        self._running[request_id] = _Request(list(token_ids), max_new_tokens, Random(seed), frozenset(keep_rows))
+        uniforms = np.random.default_rng(seed).random(first_slot + max_new_tokens)[first_slot:]
+        self._running[request_id] = _Request(list(token_ids), max_new_tokens, uniforms, frozenset(keep_rows))
 
     def step(self) -> list[GeneratedSequence]:
         self.num_steps += 1
         finished = []
         for request_id, request in list(self._running.items()):
             prefix = request.prompt + request.token_ids
-            token = self.rows.draw(prefix, request.random.random())
+            token = self.rows.draw(prefix, request.uniforms[len(request.token_ids)])
             request.drawn_from.append(self.rows.after(prefix))
             request.token_ids.append(token)
             request.versions.append(self.version)
@@ -122,10 +123,17 @@ class TinyStudent:
         self.version = version
 
     async def propose(
-        self, token_ids: Sequence[int], *, max_new_tokens: int, seed: int, keep_rows: Collection[int]
+        self, token_ids: Sequence[int], *, max_new_tokens: int, seed: int, first_slot: int, keep_rows: Collection[int]
     ) -> GeneratedSequence:
         """One request, alone, at once: what the sampler asks of a student, without a loop around the engine."""
-        self.add("alone", token_ids, max_new_tokens=max_new_tokens, seed=seed, keep_rows=keep_rows)
+        self.add(
+            "alone",
+            token_ids,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            first_slot=first_slot,
+            keep_rows=keep_rows,
+        )
         while not (finished := self.step()):
             pass
         return finished[0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minillm_ray.mixture.coins import draw_coins, proposal_seed
+from minillm_ray.mixture.coins import draw_coins
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
@@ -32,10 +32,9 @@ def test_acceptance_numbers_are_never_zero() -> None:
     assert accept.min() > 0.0 and accept.max() <= 1.0
 
 
-def test_every_seed_and_every_start_has_numbers_of_its_own() -> None:
-    """Two responses share nothing, nor do two proposals of one, nor a proposal and the response itself."""
-    seeds = [proposal_seed(seed, start) for seed in range(50) for start in range(50)]
-    assert len({*seeds, *range(50)}) == 50 * 50 + 50
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    firsts = [draw_coins(seed, alpha=0.5, num_slots=1).accept[0] for seed in range(100)]
-    assert len(set(firsts)) == 100
+def test_every_seed_has_numbers_of_its_own() -> None:
+    """Two responses share nothing, nor do the coins of one share anything with what its student draws by."""
+    coins = [draw_coins(seed, alpha=0.5, num_slots=3) for seed in range(100)]
+    students = [np.random.default_rng(seed).random(9) for seed in range(100)]
+    numbers = [*(1.0 - each.accept for each in coins), *(each.redraw for each in coins), *students]
+    assert len(np.unique(np.concatenate(numbers))) == 100 * (3 + 3 + 9)

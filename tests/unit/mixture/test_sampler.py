@@ -62,6 +62,26 @@ def test_proposals_end_on_the_teachers_blocks_and_cover_the_response(
         assert response.counts.num_teacher_requests == response.counts.num_student_requests == len(starts)
 
 
+def test_where_proposals_end_changes_nothing_that_is_drawn(student: TinyStudent, teacher: TinyTeacher) -> None:
+    """Every slot has numbers of its own, which no earlier proposal used up."""
+    for seed in range(50):
+        by_length = [
+            respond(student.propose, teacher.verify, seed=seed, mixture=settings(block_tokens=block_tokens))
+            for block_tokens in (1, 3, 4, 100)
+        ]
+        assert len({tuple(response.response_ids.tolist()) for response in by_length}) == 1
+        assert len({response.behavior_logprob.tobytes() for response in by_length}) == 1
+
+
+def test_with_alpha_0_it_is_the_students_own_response(student: TinyStudent, teacher: TinyTeacher) -> None:
+    """The same seed, one request to the student, no teacher."""
+    for seed in range(50):
+        mixed = respond(student.propose, teacher.verify, seed=seed, mixture=settings(alpha=0.0))
+        own = at_once(student.propose(PROMPT, max_new_tokens=12, seed=seed, first_slot=0, keep_rows=()))
+        assert mixed.response_ids.tolist() == own.token_ids.tolist()
+        np.testing.assert_array_equal(mixed.sampler_logprob, own.logprob)
+
+
 def test_a_handoff_asks_once_a_token_of_the_teacher(student: TinyStudent, teacher: TinyTeacher) -> None:
     """Each proposal but the last ends on a token that no threshold lets stand; all coins are corrections."""
     for seed in range(50):
@@ -127,10 +147,12 @@ def test_rows_are_asked_for_where_the_teacher_may_draw_and_nowhere_else(teacher:
     asked: list[list[int]] = []
 
     async def propose(
-        token_ids: Sequence[int], *, max_new_tokens: int, seed: int, keep_rows: Collection[int]
+        token_ids: Sequence[int], *, max_new_tokens: int, seed: int, first_slot: int, keep_rows: Collection[int]
     ) -> GeneratedSequence:
         asked.append(list(keep_rows))
-        return await student.propose(token_ids, max_new_tokens=max_new_tokens, seed=seed, keep_rows=keep_rows)
+        return await student.propose(
+            token_ids, max_new_tokens=max_new_tokens, seed=seed, first_slot=first_slot, keep_rows=keep_rows
+        )
 
     long_response(teacher, propose)
     assert any(asked)
@@ -150,10 +172,12 @@ def test_weights_that_change_between_two_proposals_leave_the_earlier_tokens_as_t
     for seed in range(4000):
 
         async def propose(
-            token_ids: Sequence[int], *, max_new_tokens: int, seed: int, keep_rows: Collection[int]
+            token_ids: Sequence[int], *, max_new_tokens: int, seed: int, first_slot: int, keep_rows: Collection[int]
         ) -> GeneratedSequence:
             model = students[len(token_ids) > len(PROMPT)]  # the first proposal is the old weights', all later the new
-            return await model.propose(token_ids, max_new_tokens=max_new_tokens, seed=seed, keep_rows=keep_rows)
+            return await model.propose(
+                token_ids, max_new_tokens=max_new_tokens, seed=seed, first_slot=first_slot, keep_rows=keep_rows
+            )
 
         mixture = settings(scheme=scheme, block_tokens=2)
         response = respond(propose, teacher.verify, seed=seed, limit=3, mixture=mixture)
