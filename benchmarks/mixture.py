@@ -1,8 +1,8 @@
 """Teacher-mixed sampling: tokens/s of generation plus scoring, and what a sampled token costs each engine.
 
     python benchmarks/mixture.py --case random
-    python benchmarks/mixture.py --case trained --student runs/quickstart/phases/2-sft-student/best \\
-        --teacher runs/quickstart/phases/1-sft-teacher/best
+    python benchmarks/mixture.py --case trained --student runs/quickstart/student \\
+        --teacher runs/quickstart/phases/1-sft-teacher/best --prompts runs/quickstart/embedded/held_out.jsonl
 
 One JSON line a case and scheme. `student` samples from the student alone and scores with one teacher pass;
 `propose_verify` and `handoff` are the two exact schemes, through the actors that a run uses (one vLLM rollout worker,
@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ import numpy as np
 import ray
 import torch
 
+from minillm_ray.data.encoding import encode_prompts
+from minillm_ray.data.instructions import read_examples
 from minillm_ray.data.sets import PromptSet
+from minillm_ray.data.template import BARE
 from minillm_ray.engines.environment import engine_environment, thread_environment
 from minillm_ray.engines.generation import EngineSettings
 from minillm_ray.engines.hidden_states import BLOCK_TOKENS
@@ -91,20 +95,19 @@ def given_pair(student: Path, teacher: Path) -> Pair:
     return Pair(student, teacher, size)
 
 
-def prompts_of(pair: Pair, folder: Path | None) -> PromptSet:
-    """The same prompts for every scheme: ids at random, or the first held-out ones that are long enough."""
-    generator = np.random.default_rng(0)
-    ids = generator.integers(3, pair.vocabulary_size, NUM_PROMPTS * PROMPT_TOKENS).astype(np.int32)
-    if folder is not None:
+def prompts_of(pair: Pair, file: Path | None) -> PromptSet:
+    """The same prompts for every scheme, of one length: ids at random, or the file's first ones of its commonest."""
+    if file is None:
+        rows = np.random.default_rng(0).integers(3, pair.vocabulary_size, (NUM_PROMPTS, PROMPT_TOKENS)).astype(np.int32)
+    else:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(pair.student)
-        rows = [json.loads(line) for line in folder.read_text().splitlines()]
-        encoded = (tokenizer(f"{row['instruction']}\n{row.get('input', '')}\n").input_ids for row in rows)
-        long = [(item * PROMPT_TOKENS)[:PROMPT_TOKENS] for item in encoded if item][:NUM_PROMPTS]
-        ids = np.array(long, np.int32).reshape(-1)
-    offsets = np.arange(NUM_PROMPTS + 1, dtype=np.int64) * PROMPT_TOKENS
-    return PromptSet(ids, offsets, ((),) * NUM_PROMPTS, ("",) * NUM_PROMPTS, 0, "")
+        encoded = encode_prompts(read_examples(file), tokenizer, BARE, max_prompt_tokens=96)
+        common = Counter(len(prompt.token_ids) for prompt in encoded).most_common(1)[0][0]
+        rows = np.stack([prompt.token_ids for prompt in encoded if len(prompt.token_ids) == common][:NUM_PROMPTS])
+    offsets = np.arange(NUM_PROMPTS + 1, dtype=np.int64) * rows.shape[1]
+    return PromptSet(rows.reshape(-1), offsets, ((),) * NUM_PROMPTS, ("",) * NUM_PROMPTS, 0, "")
 
 
 class Engines:
@@ -115,7 +118,7 @@ class Engines:
         options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
 
         def settings(model: Path) -> EngineSettings:
-            tokens = PROMPT_TOKENS + RESPONSE_TOKENS
+            tokens = len(prompts.prompt(0)) + RESPONSE_TOKENS
             return EngineSettings(str(model), "float32", tokens, 1, "cpu", pair.vocabulary_size, SEED)
 
         def worker(scheme: str) -> RolloutClient:
@@ -189,7 +192,9 @@ class LockStep:
         return time.perf_counter() - began
 
 
-def line(case: str, scheme: str, costs: list[Cost], student_seconds: float, alpha: float) -> dict[str, Any]:
+def line(
+    case: str, scheme: str, costs: list[Cost], student_seconds: float, alpha: float, prompt_tokens: int
+) -> dict[str, Any]:
     """What is printed of a vLLM scheme; counts are over all rounds."""
     counts = [count for cost in costs for count in cost.counts]
     reports = [report for cost in costs for report in cost.reports]
@@ -197,7 +202,7 @@ def line(case: str, scheme: str, costs: list[Cost], student_seconds: float, alph
     best = min(cost.seconds for cost in costs)
     corrected = sum(count.num_corrections for count in counts) / sampled
     # Every scheme reads the prompt once; what a scheme costs is counted without it.
-    teacher_tokens = (sum(r.engine_tokens for r in reports) - len(reports) * (PROMPT_TOKENS - 1)) / sampled
+    teacher_tokens = (sum(r.engine_tokens for r in reports) - len(reports) * (prompt_tokens - 1)) / sampled
     block = BLOCK_TOKENS["cpu"]
     return {
         "case": case,
@@ -235,7 +240,8 @@ def measure(case: str, pair: Pair, prompts: PromptSet, options: argparse.Namespa
                 costs[scheme].append(cost)
     student_seconds = min(cost.seconds for cost in costs["student"])
     for scheme in ("student", "propose_verify", "handoff"):
-        print(json.dumps(line(case, scheme, costs[scheme], student_seconds, options.alpha)), flush=True)
+        cost = line(case, scheme, costs[scheme], student_seconds, options.alpha, len(prompts.prompt(0)))
+        print(json.dumps(cost), flush=True)
     best = min(costs["lock_step"])
     fastest = min(cost.seconds for cost in costs["propose_verify"])
     print(
@@ -258,7 +264,9 @@ def main() -> None:
     parser.add_argument("--case", choices=("random", "trained"), required=True)
     parser.add_argument("--student", type=Path, help="model folder, with --case trained")
     parser.add_argument("--teacher", type=Path, help="model folder, with --case trained")
-    parser.add_argument("--prompts", type=Path, help="a JSONL file of instructions; random ids without it")
+    parser.add_argument(
+        "--prompts", type=Path, help="a JSONL file of instructions, for the bare template; random ids without it"
+    )
     parser.add_argument("--alpha", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
