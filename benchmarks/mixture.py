@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, help="model folder, with --case trained")
     parser.add_argument("--teacher", type=Path, help="model folder, with --case trained")
     parser.add_argument(
-        "--prompts", type=Path, help="a JSONL file of instructions, for the bare template; random ids without it"
+        "--prompts", type=Path, help="a JSONL file of instructions; random ids without it"
     )
     parser.add_argument("--alpha", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=2)
