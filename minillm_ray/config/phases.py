@@ -81,6 +81,8 @@ class MiniLLMPhase(Section):
     evaluate_every: int | None = Field(None, ge=1)
     """Optimizer steps between two measurements on the held-out prompts, as in the closing table: a curve of each of its
     numbers, while training waits. null measures before and after only."""
+    train_rows: int | None = Field(None, ge=1)
+    """Sample responses to the first prompts only; null for all that `data.train_rows` leaves."""
     select: Literal["last", "rouge_l"] = "last"
     """Which student is the result. `rouge_l`, as in the paper: of those measured, the one with the highest Rouge-L.
     `last`: the one that was optimized longest; it costs no measurement, and picks nothing by the noise of one."""

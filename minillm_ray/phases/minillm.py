@@ -42,7 +42,7 @@ def run_minillm(context: RunContext, phase: MiniLLMPhase, models: Models, *, nam
     context.events.write("objective", {"phase": name} | asdict(settings))
     if notice := payload_notice(config):
         context.console.message(f"{name}: {notice}")
-    train, held_out = _prompts(context, name)
+    train, held_out = _prompts(context, phase, name)
     prompts = PromptReferences(ray.put(train), ray.put(held_out))
     measured = held_out_prompts(context, held_out, prompts.held_out)
     known = KnownScores(config.run_dir / "phases" / name / "scores.json")
@@ -166,10 +166,10 @@ def _plan(context: RunContext, phase: MiniLLMPhase, settings: ObjectiveSettings,
     )
 
 
-def _prompts(context: RunContext, name: str) -> tuple[PromptSet, PromptSet]:
+def _prompts(context: RunContext, phase: MiniLLMPhase, name: str) -> tuple[PromptSet, PromptSet]:
     """Training and held-out prompts; how many were cut is said once."""
     inputs = context.inputs
-    train, held_out = inputs.prompts(inputs.train), inputs.prompts(inputs.held_out)
+    train, held_out = inputs.prompts(inputs.train[: phase.train_rows]), inputs.prompts(inputs.held_out)
     if train.num_cut or held_out.num_cut:
         context.console.message(
             f"{name}: {train.num_cut} of {len(train)} training prompts and {held_out.num_cut} of {len(held_out)} "
