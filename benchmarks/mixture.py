@@ -36,7 +36,7 @@ from minillm_ray.data.sets import PromptSet
 from minillm_ray.data.template import BARE
 from minillm_ray.engines.environment import engine_environment, thread_environment
 from minillm_ray.engines.generation import EngineSettings
-from minillm_ray.engines.hidden_states import BLOCK_TOKENS
+from minillm_ray.engines.hidden_states import BLOCK_TOKENS, PROPOSAL_TOKENS
 from minillm_ray.mixture.sampler import MixtureSettings, SamplingCounts
 from minillm_ray.pipeline.protocols import Task
 from minillm_ray.rollout.actor import RolloutActor, SamplingSettings
@@ -122,7 +122,7 @@ class Engines:
             return EngineSettings(str(model), "float32", tokens, 1, "cpu", pair.vocabulary_size, SEED)
 
         def worker(scheme: str) -> RolloutClient:
-            mixture = MixtureSettings(alpha, scheme, BLOCK_TOKENS["cpu"], ())
+            mixture = MixtureSettings(alpha, scheme, PROPOSAL_TOKENS, ())
             sampling = SamplingSettings(1.0, None, 1.0, (), RESPONSE_TOKENS, SEED, mixture)
             remote: Any = RolloutActor
             handle = remote.options(**options).remote(
@@ -264,9 +264,7 @@ def main() -> None:
     parser.add_argument("--case", choices=("random", "trained"), required=True)
     parser.add_argument("--student", type=Path, help="model folder, with --case trained")
     parser.add_argument("--teacher", type=Path, help="model folder, with --case trained")
-    parser.add_argument(
-        "--prompts", type=Path, help="a JSONL file of instructions; random ids without it"
-    )
+    parser.add_argument("--prompts", type=Path, help="a JSONL file of instructions; random ids without it")
     parser.add_argument("--alpha", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

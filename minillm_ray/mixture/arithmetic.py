@@ -13,14 +13,14 @@ import numpy.typing as npt
 Logprobs = npt.NDArray[np.float32]
 
 
-def block_end(start: int, *, prompt_length: int, block_tokens: int, limit: int) -> int:
+def proposal_end(start: int, *, prompt_length: int, proposal_tokens: int, limit: int) -> int:
     """The slot at which a proposal from slot `start` ends, at most `limit`.
 
-    The teacher is fed all tokens but the last. They end on a multiple of `block_tokens`, so that each later proposal
-    finds them in its cache, and one after a correction recomputes one block.
+    The teacher is fed all tokens but the last. They end on a multiple of `proposal_tokens`: where that is the block of
+    its prefix cache, each later proposal finds them there, and one after a correction recomputes one block.
     """
     num_fed = prompt_length + start - 1  # by the proposals so far
-    return min(start + block_tokens - num_fed % block_tokens, limit)
+    return min(start + proposal_tokens - num_fed % proposal_tokens, limit)
 
 
 def handoff_end(start: int, *, teacher: npt.NDArray[np.bool_]) -> int:

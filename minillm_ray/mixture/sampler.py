@@ -23,7 +23,7 @@ from minillm_ray.mixture.exchange import Proposal, Verdict, Verify
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """alpha: the teacher's share, 0 to 1. block_tokens: of the teacher's prefix cache. stop_token_ids: end tokens.
+    """alpha: the teacher's share, 0 to 1. proposal_tokens: see `arithmetic.proposal_end`. stop_token_ids: end tokens.
 
     scheme: "propose_verify", where the student's token may stand for the teacher's, or "handoff", where the teacher
     draws each of its tokens itself.
@@ -31,7 +31,7 @@ class MixtureSettings:
 
     alpha: float
     scheme: Literal["propose_verify", "handoff"]
-    block_tokens: int
+    proposal_tokens: int
     stop_token_ids: tuple[int, ...]
 
 
@@ -111,10 +111,10 @@ async def sample(
         if settings.scheme == "handoff":
             end = arithmetic.handoff_end(start, teacher=coins.teacher)
         else:
-            end = arithmetic.block_end(
+            end = arithmetic.proposal_end(
                 start,
                 prompt_length=len(prompt),
-                block_tokens=settings.block_tokens,
+                proposal_tokens=settings.proposal_tokens,
                 limit=max_response_tokens,
             )
         drawn = await propose(

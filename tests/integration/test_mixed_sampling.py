@@ -82,7 +82,7 @@ async def verify(proposal: Proposal) -> Verdict:
 
 def respond_to_all(loop: EngineLoop, scheme: str) -> list[Trajectory]:
     """A response to each prompt; the student's weights change after three verdicts a response, on average."""
-    mixture = MixtureSettings(alpha=ALPHA, scheme=scheme, block_tokens=BLOCK, stop_token_ids=(EOS,))
+    mixture = MixtureSettings(alpha=ALPHA, scheme=scheme, proposal_tokens=BLOCK, stop_token_ids=(EOS,))
     worker = RolloutWorker(loop, {"train": prompt_set()}, max_response_tokens=LIMIT, seed=5, mixture=mixture)
     num_verdicts = 0
 

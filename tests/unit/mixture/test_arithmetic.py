@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm_ray.mixture.arithmetic import (
-    block_end,
     draw,
     draw_residual,
     handoff_end,
     handoff_threshold,
     log_mixture,
     log_threshold,
+    proposal_end,
 )
 
 V = 9
@@ -36,17 +36,19 @@ def frequencies(tokens: list[int]) -> np.ndarray:
 @given(
     start=st.integers(0, 300),
     prompt_length=st.integers(1, 200),
-    block_tokens=st.integers(1, 64),
+    proposal_tokens=st.integers(1, 64),
     limit=st.integers(1, 400),
 )
 def test_a_proposal_ends_where_the_tokens_that_the_teacher_is_fed_fill_a_block(
-    start: int, prompt_length: int, block_tokens: int, limit: int
+    start: int, prompt_length: int, proposal_tokens: int, limit: int
 ) -> None:
     """At the next such slot after its start, or at the limit; it never is empty."""
     limit = max(limit, start + 1)
-    end = block_end(start, prompt_length=prompt_length, block_tokens=block_tokens, limit=limit)
+    end = proposal_end(start, prompt_length=prompt_length, proposal_tokens=proposal_tokens, limit=limit)
     full = [
-        slot for slot in range(start + 1, start + block_tokens + 1) if (prompt_length + slot - 1) % block_tokens == 0
+        slot
+        for slot in range(start + 1, start + proposal_tokens + 1)
+        if (prompt_length + slot - 1) % proposal_tokens == 0
     ]
     assert full and end == min(full[0], limit)
     assert start < end <= limit

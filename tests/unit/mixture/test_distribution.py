@@ -47,7 +47,7 @@ def law(alpha: float, sampling: Sampling = PLAIN) -> Law:
 
 def draw(scheme: str, alpha: float, sampling: Sampling, verify: Verify | None = None) -> list[MixedResponse]:
     student, teacher = TinyStudent(STUDENT, sampling=sampling), TinyTeacher(TEACHER, sampling=sampling)
-    settings = MixtureSettings(alpha=alpha, scheme=scheme, block_tokens=2, stop_token_ids=(EOS,))
+    settings = MixtureSettings(alpha=alpha, scheme=scheme, proposal_tokens=2, stop_token_ids=(EOS,))
     return [
         at_once(
             sample(

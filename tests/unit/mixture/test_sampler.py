@@ -18,7 +18,7 @@ STUDENT, OTHER_STUDENT, TEACHER = sharp(seed=3), sharp(seed=8), sharp(seed=4)
 
 def settings(**changes) -> MixtureSettings:
     return MixtureSettings(
-        **({"alpha": 0.5, "scheme": "propose_verify", "block_tokens": 4, "stop_token_ids": (EOS,)} | changes)
+        **({"alpha": 0.5, "scheme": "propose_verify", "proposal_tokens": 4, "stop_token_ids": (EOS,)} | changes)
     )
 
 
@@ -66,8 +66,8 @@ def test_where_proposals_end_changes_nothing_that_is_drawn(student: TinyStudent,
     """Every slot has numbers of its own, which no earlier proposal used up."""
     for seed in range(50):
         by_length = [
-            respond(student.propose, teacher.verify, seed=seed, mixture=settings(block_tokens=block_tokens))
-            for block_tokens in (1, 3, 4, 100)
+            respond(student.propose, teacher.verify, seed=seed, mixture=settings(proposal_tokens=proposal_tokens))
+            for proposal_tokens in (1, 3, 4, 100)
         ]
         assert len({tuple(response.response_ids.tolist()) for response in by_length}) == 1
         assert len({response.behavior_logprob.tobytes() for response in by_length}) == 1
@@ -179,7 +179,7 @@ def test_weights_that_change_between_two_proposals_leave_the_earlier_tokens_as_t
                 token_ids, max_new_tokens=max_new_tokens, seed=seed, first_slot=first_slot, keep_rows=keep_rows
             )
 
-        mixture = settings(scheme=scheme, block_tokens=2)
+        mixture = settings(scheme=scheme, proposal_tokens=2)
         response = respond(propose, teacher.verify, seed=seed, limit=3, mixture=mixture)
         ids, versions = response.response_ids.tolist(), response.weight_version.tolist()
         assert versions[0] == 0 and sorted(versions) == versions

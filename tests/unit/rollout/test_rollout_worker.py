@@ -132,7 +132,7 @@ LIMIT = 6
 
 def mixing_worker(student: TinyStudent, *, scheme: str = "propose_verify", alpha: float = 0.5) -> RolloutWorker:
     loop: Any = EngineLoop(lambda: student, name="test")
-    mixture = MixtureSettings(alpha=alpha, scheme=scheme, block_tokens=2, stop_token_ids=(EOS,))
+    mixture = MixtureSettings(alpha=alpha, scheme=scheme, proposal_tokens=2, stop_token_ids=(EOS,))
     return RolloutWorker(loop, MIXED_PROMPTS, max_response_tokens=LIMIT, seed=3, mixture=mixture)
 
 
