@@ -32,7 +32,7 @@ class Record:
     """What was seen of one request, by output offset.
 
     logprob: log q of the drawn token; drawn_logprob: the same truncated and renormalised; rows: log q of the whole
-    vocabulary, float32 [V]; drawn_rows: the same truncated. Where nothing is truncated, both of the latter are empty.
+    vocabulary, float32 [V]; drawn_rows: the same truncated. Where nothing is truncated, neither `drawn_` has anything.
     """
 
     logprob: dict[int, float] = field(default_factory=dict)
