@@ -14,7 +14,8 @@ PROPOSAL_TOKENS = 16
 
 Half a block on the CPU: the student wastes half as many tokens behind one that falls, and the teacher computes
 1.5 + 24 rho tokens for each that is sampled, in place of 1 + 32 rho with proposals of whole blocks (rho: the share of
-tokens that fall). At rho 0.1 that is less for both; below 0.06 it is a little more for the teacher.
+tokens that fall). At rho 0.1 that is less for both; below 0.06 it is more for the teacher, at rho 0 half as much
+again.
 """
 
 
