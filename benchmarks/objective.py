@@ -9,12 +9,14 @@ spin at a barrier cost the walk, which has many short passes, more than the prod
 One JSON line a case. `fused` is `minillm_loss` and its backward, `dense` is `minillm_loss_dense` and its backward,
 `floor` is the four products of an exact gradient on whole matrices: h_s W_s.T, h_t W_t.T, g W_s and g.T h_s. They are
 timed in turn, round after round, in one process; seconds are the best and the median of the rounds. Peak memory is
-measured in a process of its own for each variant, after one small call that loads the libraries: on a CPU the kernel's
-high-water mark of resident memory (VmHWM, reset before the call), on a GPU the allocator's. `extra` is what the call
-added, less the gradients themselves.
+measured in a process of its own for each variant, at its second call: the first one leaves the matrix library the
+buffers into which it packs operands (10 MiB), whoever makes it. On a CPU it is the kernel's high-water mark of resident
+memory (VmHWM, reset before the call), on a GPU the allocator's. `extra` is what the call added, less the gradients
+themselves.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -46,7 +48,6 @@ CASES = {
     "small": Case(num_tokens=4096, vocab_size=32_000, d_student=128, d_teacher=256),
     "qwen": Case(num_tokens=1024, vocab_size=151_936, d_student=896, d_teacher=2048),
 }
-WARM_UP = Case(num_tokens=64, vocab_size=512, d_student=16, d_teacher=16)
 NUM_SEQUENCES = 16
 MIB = 2**20
 
@@ -141,14 +142,16 @@ def time_variants(inputs: Inputs, settings: ObjectiveSettings, *, device: str, r
 
 
 def peak_extra_bytes(name: str, case: Case, settings: ObjectiveSettings, *, device: str, dtype: torch.dtype) -> int:
-    """What one call adds to the memory in use at its highest point, less its gradients. For a process of its own."""
-    VARIANTS[name](make_inputs(WARM_UP, device=device, dtype=dtype), settings)
+    """What the second call adds to the memory in use at its highest point, less its gradients. In a process of its own."""
     inputs = make_inputs(case, device=device, dtype=dtype)
+    VARIANTS[name](inputs, settings)
+    inputs.forget_gradients()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         VARIANTS[name](inputs, settings)
         return torch.cuda.max_memory_allocated() - before - inputs.gradient_bytes
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status_bytes("VmRSS")
     VARIANTS[name](inputs, settings)

@@ -69,8 +69,8 @@ def _of_logits(log_q: Tensor, batch: Batch, teacher: HiddenTeacher, *, forward_k
             temperature=batch.settings.temperature,
             dtype=batch.dtype,
         )
-    kl, reverse = _divergences(log_q, log_p)
-    return DenseDivergence(kl, _of_tokens(log_p, batch), reverse if forward_kl else None)
+    other = _kl(log_p, log_q.detach()) if forward_kl else None
+    return DenseDivergence(_kl(log_q, log_p), _of_tokens(log_p, batch), other)
 
 
 def _of_buckets(log_q: Tensor, batch: Batch, teacher: TopKTeacher, *, forward_kl: bool) -> DenseDivergence:
@@ -81,7 +81,7 @@ def _of_buckets(log_q: Tensor, batch: Batch, teacher: TopKTeacher, *, forward_kl
     if k < batch.vocab_size:
         others = log_q.scatter(1, teacher.ids, -torch.inf).logsumexp(1, keepdim=True)
         buckets = torch.cat([log_q_k, others], 1), torch.cat([log_p_k, log_p_tail], 1)
-    kl, reverse = _divergences(*buckets)
+    kl, other = _kl(*buckets), _kl(buckets[1], buckets[0].detach()) if forward_kl else None
     own = log_q.detach().topk(k).indices
     shared = (own.unsqueeze(2) == teacher.ids.unsqueeze(1)).any(2)
     agreement = TopKAgreement(
@@ -89,7 +89,7 @@ def _of_buckets(log_q: Tensor, batch: Batch, teacher: TopKTeacher, *, forward_kl
         teacher_mass=log_p_k.exp().sum(1),
         overlap=shared.to(batch.dtype).mean(1),
     )
-    return DenseDivergence(kl, teacher.token_logprob.to(batch.dtype), reverse if forward_kl else None, agreement)
+    return DenseDivergence(kl, teacher.token_logprob.to(batch.dtype), other, agreement)
 
 
 def _of_samples(log_q: Tensor, batch: Batch, teacher: SampledTeacher) -> DenseDivergence:
@@ -101,10 +101,9 @@ def _of_samples(log_q: Tensor, batch: Batch, teacher: SampledTeacher) -> DenseDi
     return DenseDivergence(value + score - score.detach(), log_p_y, None)
 
 
-def _divergences(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(q || p), differentiable, and KL(p || q), not, float [N] each."""
-    kl = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
-    return kl, functional.kl_div(log_q.detach(), log_p, reduction="none", log_target=True).sum(-1)
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b), float [N], of log-probabilities [N, V]."""
+    return functional.kl_div(log_b, log_a, reduction="none", log_target=True).sum(-1)
 
 
 def _of_tokens(log_prob: Tensor, batch: Batch) -> Tensor:

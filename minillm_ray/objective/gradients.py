@@ -59,6 +59,12 @@ class Gradients:
                 tensor[unwritten].zero_()
         return made
 
+    def lend(self, vocab_size: int) -> Tensor | None:
+        """The memory of the head's gradient as float [d, V], for use until the walk writes it."""
+        if self.weight is None:
+            return None
+        return self.weight[:vocab_size].view(-1, vocab_size)
+
 
 def attach(loss: Tensor, hidden: Tensor, head: Head, gradients: Gradients) -> Tensor:
     """A scalar equal to `loss` whose gradients in the student's tensors are the given ones. Once differentiable."""

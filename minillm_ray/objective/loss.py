@@ -131,7 +131,14 @@ def run_walk(
         if isinstance(batch.teacher, HiddenTeacher):
             teacher = HeadProducts(batch.teacher.hidden, batch.teacher.head, **options)
         divergence = _divergence(batch)
-        space = Workspace(student, teacher, batch.tokens, dtype=batch.dtype, memory_mb=settings.logits_memory_mb)
+        space = Workspace(
+            student,
+            teacher,
+            batch.tokens,
+            dtype=batch.dtype,
+            memory_mb=settings.logits_memory_mb,
+            lent=gradients.lend(batch.vocab_size),
+        )
         terms = Terms(settings, batch.layout, batch.recorded)
         if gradients.nothing:
             stats = survey(space, divergence, forward_kl=forward_kl)

@@ -45,7 +45,7 @@ DEFAULT: dict[str, Any] = {
     "lm_coef": 1.0,
     "text_kd_ratio": 0.0,
     "temperature": 1.0,
-    "logits_memory_mb": 272,
+    "logits_memory_mb": 304,
 }
 PAPER: dict[str, Any] = {
     "later_reward": "sampled",

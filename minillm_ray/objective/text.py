@@ -154,7 +154,8 @@ def _walk(batch: TextBatch, gradients: Gradients, memory_mb: int) -> tuple[Tenso
     teacher = None
     if batch.teacher_hidden is not None and batch.teacher_head is not None:
         teacher = HeadProducts(batch.teacher_hidden, batch.teacher_head, **options)
-    space = Workspace(student, teacher, batch.tokens, dtype=batch.dtype, memory_mb=memory_mb)
+    lent = gradients.lend(batch.vocab_size)
+    space = Workspace(student, teacher, batch.tokens, dtype=batch.dtype, memory_mb=memory_mb, lent=lent)
     nll, forward_kl = space.vector(), None if teacher is None else space.vector()
     factor = batch.coef * student.slope / batch.normalizer
     for start, end in space.chunks():

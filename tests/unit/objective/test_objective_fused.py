@@ -62,10 +62,14 @@ BATCHES = st.builds(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(batch=BATCHES, chosen=SETTINGS, chunk=st.integers(1, 40), tile=st.integers(1, 9))
-def test_walk_equals_its_definition(batch, chosen, chunk, tile):
+@given(batch=BATCHES, chosen=SETTINGS, chunk=st.integers(1, 40), tile=st.integers(1, 9), first=st.integers(0, 9))
+def test_walk_equals_its_definition(batch, chosen, chunk, tile, first):
     """Every shape, head, setting, recording and chunk length: loss, gradients and per-token numbers agree in fp64."""
-    with mock.patch.object(workspace, "choose_chunking", lambda **_: Chunking(chunk, min(chunk, tile))):
+
+    def choose(*, num_tokens, lent_rows, **_):
+        return Chunking(chunk, tile, min(first, lent_rows, num_tokens))
+
+    with mock.patch.object(workspace, "choose_chunking", choose):
         fused, fused_gradients = differentiate(minillm_loss, batch, chosen, forward_kl=True)
     dense, dense_gradients = differentiate(minillm_loss_dense, batch, chosen, forward_kl=True)
     # Whitening divides by a spread that may be as small as sqrt(1e-8): rounding grows by up to 1e4.

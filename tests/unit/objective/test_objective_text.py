@@ -42,11 +42,16 @@ def differentiate_text(function, batch: RandomBatch, *, kd_ratio: float, **optio
     coef=st.sampled_from([1.0, 0.25]),
     normalizer=st.sampled_from([None, 100]),
     chunk=st.integers(1, 50),
+    first=st.integers(0, 9),
 )
-def test_text_pass_equals_its_definition(batch, kd_ratio, coef, normalizer, chunk):
+def test_text_pass_equals_its_definition(batch, kd_ratio, coef, normalizer, chunk, first):
     """Loss, per-token numbers and gradients agree with dense autograd in fp64, whatever the chunk."""
     options = {"kd_ratio": kd_ratio, "coef": coef, "normalizer": normalizer}
-    with mock.patch.object(workspace, "choose_chunking", lambda **_: Chunking(chunk, max(1, chunk // 2))):
+
+    def choose(*, num_tokens, lent_rows, **_):
+        return Chunking(chunk, max(1, chunk // 2), min(first, lent_rows, num_tokens))
+
+    with mock.patch.object(workspace, "choose_chunking", choose):
         fused, gradients = differentiate_text(text_loss, batch, **options)
     dense, dense_gradients = differentiate_text(text_loss_dense, batch, **options)
     torch.testing.assert_close(fused.loss, dense.loss)
