@@ -65,6 +65,25 @@ class _Request:
         return len(self.output_ids)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """tokens: int64 [B]; scaled: logits over temperature, float32 [B, V]; log_sum: of their exponentials, float64 [B];
+    truncated: log-probabilities float32 [B, V], or None where nothing is cut."""
+
+    tokens: Tensor
+    scaled: Tensor
+    log_sum: Tensor
+    truncated: Tensor | None
+
+    def logprob(self) -> Tensor:
+        """log q of each token, before truncation."""
+        return _at(self.scaled, self.tokens) - self.log_sum
+
+    def row(self, place: int) -> npt.NDArray[np.float32]:
+        """log q of the whole vocabulary at one place of the batch."""
+        return (self.scaled[place] - self.log_sum[place]).float().cpu().numpy()
+
+
 class DrawTokens(LogitsProcessor):
     """Reads the engine's settings from `additional_config`, and of each request what `GenerationEngine.add` says."""
 
@@ -104,32 +123,41 @@ class DrawTokens(LogitsProcessor):
         """
         if not self._requests:
             return logits
-        whole = log_probabilities(logits[:, : self._vocabulary_size], self._temperature)
-        drawn = whole
-        if self._truncates:
-            drawn = log_probabilities(logits[:, : self._vocabulary_size], self._temperature, *self._truncation)
         uniforms = np.zeros(len(logits))
         for place, request in self._requests.items():
             uniforms[place] = request.uniforms[request.offset]
-        tokens = draw(drawn, torch.from_numpy(uniforms).to(logits.device))[:, None]
-        self._record(tokens, whole, drawn)
-        return logits.scatter_(1, tokens, float("inf"))
+        seen = self._draw(logits[:, : self._vocabulary_size], torch.from_numpy(uniforms).to(logits.device))
+        self._record(seen)
+        return logits.scatter_(1, seen.tokens[:, None], float("inf"))
 
-    def _record(self, tokens: Tensor, whole: Tensor, drawn: Tensor) -> None:
-        logprob = whole.gather(1, tokens)[:, 0].tolist()
-        drawn_logprob = drawn.gather(1, tokens)[:, 0].tolist() if self._truncates else []
+    def _draw(self, logits: Tensor, uniforms: Tensor) -> _Drawn:
+        scaled = logits.float()
+        if self._temperature != 1.0:
+            scaled = scaled / self._temperature
+        if self._truncates:
+            truncated = log_probabilities(logits, self._temperature, *self._truncation)
+            tokens, _ = draw(truncated.exp(), uniforms)
+            return _Drawn(tokens, scaled, scaled.logsumexp(-1).double(), truncated)
+        highest = scaled.amax(-1, keepdim=True)
+        tokens, total = draw((scaled - highest).exp_(), uniforms)
+        return _Drawn(tokens, scaled, highest[:, 0] + total.log(), None)
+
+    def _record(self, seen: _Drawn) -> None:
+        logprob = seen.logprob().tolist()
+        drawn_logprob = [] if seen.truncated is None else _at(seen.truncated, seen.tokens).tolist()
         for place, request in self._requests.items():
             record = _RECORDS.setdefault(request.key, Record())
             offset = request.offset
             record.logprob[offset] = logprob[place]
-            if self._truncates:
+            if seen.truncated is not None:
                 record.drawn_logprob[offset] = drawn_logprob[place]
             if offset in request.keep_rows:
-                record.rows[offset] = _copy(whole[place])
-                if self._truncates:
-                    record.drawn_rows[offset] = _copy(drawn[place])
+                record.rows[offset] = seen.row(place)
+                if seen.truncated is not None:
+                    # Not a view, which would keep the other requests' rows alive.
+                    record.drawn_rows[offset] = seen.truncated[place].cpu().numpy().copy()
 
 
-def _copy(row: Tensor) -> npt.NDArray[np.float32]:
-    """Not a view, which would keep the other requests' rows alive."""
-    return row.cpu().numpy().copy()
+def _at(rows: Tensor, tokens: Tensor) -> Tensor:
+    """float [B]: of each row [V] the number at its token."""
+    return rows.gather(1, tokens[:, None])[:, 0]

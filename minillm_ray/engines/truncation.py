@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def log_probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
@@ -28,9 +29,29 @@ def log_probabilities(logits: Tensor, temperature: float, top_k: int | None = No
     return logprobs
 
 
-def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """int64 [B]: a token from each distribution [B, V], by its uniform in [0, 1). None of probability 0 is drawn."""
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    below_total = total.nextafter(torch.zeros_like(total))
-    return torch.searchsorted(cumulative, torch.minimum(uniforms[:, None] * total, below_total), right=True)[:, 0]
+def draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """A token from each distribution, int64 [B], and its total weight, float64 [B].
+
+    weights   float32 [B, V], at least 0: a token's probability is its share of the sum. None of weight 0 is drawn.
+    uniforms  float64 [B] in [0, 1): the token is the first at which the running sum exceeds this share.
+
+    The running sum is made of blocks first and then within one of them, which spares a pass over V in float64.
+    """
+    blocks = pad(weights, (0, -weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    before = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    total = before[:, -1]
+    target = uniforms[:, None] * total[:, None]
+    block = _first_above(before, target)
+    target = target - before.gather(1, (block - 1).clamp(min=0)) * (block > 0)
+    within = blocks.take_along_dim(block[..., None], dim=1)[:, 0].cumsum(-1, dtype=torch.float64)
+    return (block * _BLOCK + _first_above(within, target))[:, 0], total
+
+
+_BLOCK = 128
+
+
+def _first_above(running: Tensor, target: Tensor) -> Tensor:
+    """int64 [B, 1]: the first place where the running sum [B, n] exceeds target [B, 1], which rounding may have put
+    beyond the last."""
+    last = running[:, -1:]
+    return torch.searchsorted(running, torch.minimum(target, last.nextafter(torch.zeros_like(last))), right=True)
