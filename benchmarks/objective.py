@@ -142,7 +142,7 @@ def time_variants(inputs: Inputs, settings: ObjectiveSettings, *, device: str, r
 
 
 def peak_extra_bytes(name: str, case: Case, settings: ObjectiveSettings, *, device: str, dtype: torch.dtype) -> int:
-    """What the second call adds to the memory in use at its highest point, less its gradients. In a process of its own."""
+    """What the second call adds to the memory in use at its highest point, less its gradients."""
     inputs = make_inputs(case, device=device, dtype=dtype)
     VARIANTS[name](inputs, settings)
     inputs.forget_gradients()

@@ -309,7 +309,7 @@ def test_buffers_stay_within_the_memory_given(device, memory_mb, vocab_size, len
 
 
 def test_lent_memory_saves_a_chunk_where_a_longer_first_one_does():
-    """The head's gradient of 896 rows holds the first chunk's teacher logits: three chunks of Qwen's vocabulary for four."""
+    """Qwen's vocabulary in three chunks for four, since the head's gradient holds the first one's teacher logits."""
     options = {
         "num_tokens": 1024,
         "vocab_size": 151_936,
