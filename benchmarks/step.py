@@ -7,7 +7,8 @@ A random Llama-like teacher of 17M parameters and a student of 5M over a vocabul
 32 tokens, 128 new tokens (the end token has its chance of 1 in 32,000, for all alike), AdamW, float32, two threads.
 
     minillm_ray        `minillm-ray train`: Ray, vLLM engines, sync mode, alpha 0
-    minillm_ray_mixed  the same with alpha 0.2: the teacher's share of each draw
+    minillm_ray_async  the same with mode async: the next responses are drawn while these train, by weights one step old
+    minillm_ray_mixed  sync mode with alpha 0.2: the teacher's share of each draw
     trl_minillm        trl.experimental.minillm.MiniLLMTrainer of trl 1.14.2, the last release that ships it
     trl_distillation   trl.DistillationTrainer, beta 1: the exact divergence alone, no return of later tokens
 
@@ -99,7 +100,9 @@ def trl_python(scratch: Path) -> Path:
     return python
 
 
-def run_ours(scratch: Path, options: argparse.Namespace, *, alpha: float, run: str) -> dict[str, Any]:
+def run_ours(
+    scratch: Path, options: argparse.Namespace, *, alpha: float, run: str, mode: str = "sync"
+) -> dict[str, Any]:
     """`minillm-ray train`; the closing measurements are outside the timed steps.
 
     Roles that work in turn have all threads each; a mixed response is drawn by both engines at once, which share them.
@@ -128,6 +131,7 @@ def run_ours(scratch: Path, options: argparse.Namespace, *, alpha: float, run: s
         },
         "rollout": {"max_response_tokens": RESPONSE_TOKENS, "cpus": engine_threads},
         "objective": {"alpha": alpha},
+        "pipeline": {"mode": mode},
         "learner": {
             "cpus": threads,
             "micro_batch_tokens": PROMPTS_PER_STEP * (PROMPT_TOKENS + RESPONSE_TOKENS),
@@ -177,6 +181,7 @@ def run_trl(scratch: Path, options: argparse.Namespace, *, trainer: str, run: st
 
 CASES: dict[str, Callable[[Path, argparse.Namespace, str], dict[str, Any]]] = {
     "minillm_ray": lambda scratch, options, run: run_ours(scratch, options, alpha=0.0, run=run),
+    "minillm_ray_async": lambda scratch, options, run: run_ours(scratch, options, alpha=0.0, run=run, mode="async"),
     "minillm_ray_mixed": lambda scratch, options, run: run_ours(scratch, options, alpha=0.2, run=run),
     "trl_minillm": lambda scratch, options, run: run_trl(scratch, options, trainer="minillm", run=run),
     "trl_distillation": lambda scratch, options, run: run_trl(scratch, options, trainer="distillation", run=run),
