@@ -19,8 +19,8 @@ _FIGURES = {
     "response_tokens": ("Response length", "tokens", True),
 }
 """Score -> title, unit, whether its axis begins at 0."""
-_WIDTH, _LEFT, _RIGHT, _ROW, _BASE = 360.0, 132.0, 14.0, 22.0, 24.0
-_MAX_NAME = 21
+_WIDTH, _LEFT, _RIGHT, _ROW, _BASE = 360.0, 162.0, 14.0, 22.0, 24.0
+_MAX_NAME = 25
 
 
 def write_comparison_report(
@@ -112,7 +112,8 @@ def _axes(axis: Axis, height: float) -> Html:
 
 def _line(number: int, name: str, values: Sequence[float], colour: str, axis: Axis) -> Html:
     middle = _ROW * (number + 0.5)
-    short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+    # Ablations are named after what they change, at the end.
+    short = name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
     parts = [element("text", {"x": f"{_LEFT - 10:.0f}", "y": f"{middle + 3.5:.1f}", "class": "y"}, short)]
     for value in values:
         place = {"cx": f"{_x(value, axis):.1f}", "cy": f"{middle:.1f}", "r": "3.4", "opacity": "0.75"}
