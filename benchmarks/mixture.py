@@ -36,7 +36,7 @@ from minillm_ray.data.sets import PromptSet
 from minillm_ray.data.template import BARE
 from minillm_ray.engines.environment import engine_environment, thread_environment
 from minillm_ray.engines.generation import EngineSettings
-from minillm_ray.engines.hidden_states import BLOCK_TOKENS, PROPOSAL_TOKENS
+from minillm_ray.engines.hidden_states import BLOCK_TOKENS
 from minillm_ray.mixture.sampler import MixtureSettings, SamplingCounts
 from minillm_ray.pipeline.protocols import Task
 from minillm_ray.rollout.actor import RolloutActor, SamplingSettings
@@ -122,7 +122,7 @@ class Engines:
             return EngineSettings(str(model), "float32", tokens, 1, "cpu", pair.vocabulary_size, SEED)
 
         def worker(scheme: str) -> RolloutClient:
-            mixture = MixtureSettings(alpha, scheme, PROPOSAL_TOKENS, ())
+            mixture = MixtureSettings(alpha, scheme, BLOCK_TOKENS["cpu"], ())
             sampling = SamplingSettings(1.0, None, 1.0, (), RESPONSE_TOKENS, SEED, mixture)
             remote: Any = RolloutActor
             handle = remote.options(**options).remote(

@@ -9,15 +9,6 @@ from torch import Tensor
 BLOCK_TOKENS = {"cpu": 32, "gpu": 16}
 """Tokens in a block of vLLM's prefix cache, by device, unless the user sets another. Only speed depends on it."""
 
-PROPOSAL_TOKENS = 16
-"""A mixed response's proposals end on a multiple of this. Only speed depends on it.
-
-Half a block on the CPU: the student wastes half as many tokens behind one that falls, and the teacher computes
-1.5 + 24 rho tokens for each that is sampled, in place of 1 + 32 rho with proposals of whole blocks (rho: the share of
-tokens that fall). At rho 0.1 that is less for both; below 0.06 it is more for the teacher, at rho 0 half as much
-again.
-"""
-
 
 @dataclass(frozen=True)
 class HiddenRows:
