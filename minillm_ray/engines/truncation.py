@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_BLOCK = 128
+"""Tokens of the vocabulary whose weights are summed in float32 before the running sum."""
+
 
 def log_probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
     """float32 log-probabilities of logits [..., V]; minus infinity where truncation cuts, and where a logit is so.
@@ -45,9 +48,6 @@ def draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     target = target - before.gather(1, (block - 1).clamp(min=0)) * (block > 0)
     within = blocks.take_along_dim(block[..., None], dim=1)[:, 0].cumsum(-1, dtype=torch.float64)
     return (block * _BLOCK + _first_above(within, target))[:, 0], total
-
-
-_BLOCK = 128
 
 
 def _first_above(running: Tensor, target: Tensor) -> Tensor:
