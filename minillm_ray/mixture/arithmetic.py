@@ -13,20 +13,21 @@ import numpy.typing as npt
 Logprobs = npt.NDArray[np.float32]
 
 
-def proposal_end(start: int, *, prompt_length: int, proposal_tokens: int, limit: int) -> int:
-    """The slot at which a proposal from slot `start` ends, at most `limit`.
+def proposal_end(start: int, *, prompt_length: int, proposal_tokens: int, risky: npt.NDArray[np.bool_]) -> int:
+    """The slot at which a proposal from slot `start` ends: after the first risky one, at most `proposal_tokens` on.
 
-    The teacher is fed all tokens but the last. They end on a multiple of `proposal_tokens`: where that is the block of
-    its prefix cache, each later proposal finds them there, and one after a correction recomputes one block.
+    risky: bool [limit], one for each slot of the response. The teacher is fed all tokens but the last. They end on a
+    multiple of `proposal_tokens` where no token is risky: where that is the block of its prefix cache, each later
+    proposal finds them there, and one after a correction recomputes one block.
     """
     num_fed = prompt_length + start - 1  # by the proposals so far
-    return min(start + proposal_tokens - num_fed % proposal_tokens, limit)
+    end = min(start + proposal_tokens - num_fed % proposal_tokens, len(risky))
+    return _after_the_first(risky[start:end], start)
 
 
 def handoff_end(start: int, *, teacher: npt.NDArray[np.bool_]) -> int:
     """The slot after the next one whose coin says teacher; teacher bool [limit]."""
-    drawn_by_teacher = np.flatnonzero(teacher[start:])
-    return start + int(drawn_by_teacher[0]) + 1 if len(drawn_by_teacher) else len(teacher)
+    return _after_the_first(teacher[start:], start)
 
 
 def log_threshold(drawn_logprob: Logprobs, teacher: npt.NDArray[np.bool_], accept: npt.NDArray[np.float64]) -> Logprobs:
@@ -57,6 +58,11 @@ def log_mixture(teacher_logprob: Logprobs, drawn_logprob: Logprobs, alpha: float
     log_alpha = math.log(alpha) if alpha > 0 else -math.inf
     log_rest = math.log1p(-alpha) if alpha < 1 else -math.inf
     return np.logaddexp(log_alpha + teacher_logprob.astype(np.float64), log_rest + drawn_logprob.astype(np.float64))
+
+
+def _after_the_first(marked: npt.NDArray[np.bool_], start: int) -> int:
+    """The slot after the first marked one of those from `start` on, or after all of them."""
+    return start + (int(marked.argmax()) + 1 if marked.any() else len(marked))
 
 
 def _inverse(weight: npt.NDArray[np.float64], uniform: float) -> int:

@@ -19,6 +19,7 @@ from minillm_ray.engines.generation import GeneratedSequence
 from minillm_ray.mixture import arithmetic
 from minillm_ray.mixture.coins import draw_coins
 from minillm_ray.mixture.exchange import Proposal, Verdict, Verify
+from minillm_ray.mixture.risk import RiskyCoins
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,12 @@ async def sample(
     verify: Verify,
     seed: int,
     max_response_tokens: int,
+    risk: RiskyCoins,
 ) -> MixedResponse:
     """Draw one response. It depends on the seed, the prompt, the limit and the two models alone; nor, in the scheme
     of proposals, on where these end. With alpha 0 it is the response that the student draws by this seed on its own.
+
+    risk: what was learned from the responses before, and is from this one.
 
     Where the student's weights change while it is drawn, each token keeps the log-probabilities and the version of
     those that drew it; a corrected token those of the row that it was corrected from.
@@ -115,7 +119,7 @@ async def sample(
                 start,
                 prompt_length=len(prompt),
                 proposal_tokens=settings.proposal_tokens,
-                limit=max_response_tokens,
+                risky=risk.among(coins.teacher, coins.accept),
             )
         drawn = await propose(
             prompt + response.token_ids,
@@ -132,6 +136,8 @@ async def sample(
         token_ids = np.array([*prompt, *response.token_ids, *drawn.token_ids], dtype=np.int32)
         verdict = await verify(Proposal(token_ids, len(prompt), start, threshold))
         _keep(response, drawn, verdict, settings, coins.redraw)
+        judged = coins.teacher[start : len(response.token_ids)]
+        risk.observe(num_coins=int(judged.sum()), num_fallen=int(verdict.row is not None))
         ended = response.token_ids[-1] in settings.stop_token_ids
         if ended or len(response.token_ids) == max_response_tokens:
             return _finished(response, coins.teacher, truncated=not ended)

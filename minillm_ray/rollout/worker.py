@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from minillm_ray.data.trajectory import Trajectory
 from minillm_ray.engines.generation import GeneratedSequence
 from minillm_ray.engines.loop import EngineLoop, Together
 from minillm_ray.mixture.exchange import Verify
-from minillm_ray.mixture.proposals import ProposalLength
+from minillm_ray.mixture.risk import RiskyCoins
 from minillm_ray.mixture.sampler import MixtureSettings, SamplingCounts, sample
 
 
@@ -42,8 +41,7 @@ class SamplingEngine(Protocol):
 class RolloutWorker:
     """Draws responses. The same weights, prompt and draw give the same response on any replica.
 
-    mixture: how responses that come with a `verify` are drawn, by proposals of `proposal_tokens` or half of that. None
-    where none will.
+    mixture: how responses that come with a `verify` are drawn. None where none will.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class RolloutWorker:
         self._max_response_tokens = max_response_tokens
         self._seed = seed
         self._mixture = mixture
-        self._proposals = None if mixture is None else ProposalLength(mixture.proposal_tokens)
+        self._risk = RiskyCoins()
 
     async def respond(
         self,
@@ -80,18 +78,18 @@ class RolloutWorker:
         seed = request_seed(self._seed, prompt_index, draw)
         if verify is None:
             return await self._alone(prompt_index, prompt_ids, seed, together)
-        if self._mixture is None or self._proposals is None:
+        if self._mixture is None:
             raise ValueError("a response is to be mixed with a teacher, but this worker has no mixture settings")
         propose = _Propose(self._loop, together)
         mixed = await sample(
             prompt_ids.tolist(),
-            replace(self._mixture, proposal_tokens=self._proposals.tokens),
+            self._mixture,
             propose=propose,
             verify=verify,
             seed=seed,
             max_response_tokens=self._max_response_tokens,
+            risk=self._risk,
         )
-        self._proposals.observe(mixed.counts)
         trajectory = Trajectory(
             prompt_index=prompt_index,
             prompt_ids=np.asarray(prompt_ids, dtype=np.int32),

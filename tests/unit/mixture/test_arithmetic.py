@@ -38,19 +38,22 @@ def frequencies(tokens: list[int]) -> np.ndarray:
     prompt_length=st.integers(1, 200),
     proposal_tokens=st.integers(1, 64),
     limit=st.integers(1, 400),
+    risky=st.sets(st.integers(0, 400)),
 )
-def test_a_proposal_ends_where_the_tokens_that_the_teacher_is_fed_fill_a_block(
-    start: int, prompt_length: int, proposal_tokens: int, limit: int
+def test_a_proposal_ends_where_the_tokens_that_the_teacher_is_fed_fill_a_block_or_after_a_risky_one(
+    start: int, prompt_length: int, proposal_tokens: int, limit: int, risky: set[int]
 ) -> None:
     """At the next such slot after its start, or at the limit; it never is empty."""
     limit = max(limit, start + 1)
-    end = proposal_end(start, prompt_length=prompt_length, proposal_tokens=proposal_tokens, limit=limit)
+    marked = np.isin(np.arange(limit), list(risky))
+    end = proposal_end(start, prompt_length=prompt_length, proposal_tokens=proposal_tokens, risky=marked)
     full = [
         slot
         for slot in range(start + 1, start + proposal_tokens + 1)
         if (prompt_length + slot - 1) % proposal_tokens == 0
     ]
-    assert full and end == min(full[0], limit)
+    after_risky = [slot + 1 for slot in risky if start <= slot]
+    assert full and end == min(full[0], limit, *after_risky)
     assert start < end <= limit
 
 

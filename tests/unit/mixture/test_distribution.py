@@ -19,6 +19,7 @@ from scripted.tiny_engines import Sampling, TinyStudent, TinyTeacher, at_once
 
 from minillm_ray.mixture import arithmetic
 from minillm_ray.mixture.exchange import Proposal, Verdict, Verify
+from minillm_ray.mixture.risk import RiskyCoins
 from minillm_ray.mixture.sampler import MixedResponse, MixtureSettings, sample
 
 PROMPT = [1, 2, 3]
@@ -48,6 +49,7 @@ def law(alpha: float, sampling: Sampling = PLAIN) -> Law:
 def draw(scheme: str, alpha: float, sampling: Sampling, verify: Verify | None = None) -> list[MixedResponse]:
     student, teacher = TinyStudent(STUDENT, sampling=sampling), TinyTeacher(TEACHER, sampling=sampling)
     settings = MixtureSettings(alpha=alpha, scheme=scheme, proposal_tokens=2, stop_token_ids=(EOS,))
+    risk = RiskyCoins()
     return [
         at_once(
             sample(
@@ -57,6 +59,7 @@ def draw(scheme: str, alpha: float, sampling: Sampling, verify: Verify | None = 
                 verify=verify or teacher.verify,
                 seed=seed,
                 max_response_tokens=LIMIT,
+                risk=risk,
             )
         )
         for seed in range(NUM_DRAWS)

@@ -10,6 +10,7 @@ from scripted.tiny_engines import TinyStudent, TinyTeacher, at_once
 
 from minillm_ray.engines.generation import GeneratedSequence
 from minillm_ray.mixture.exchange import Proposal, Verdict
+from minillm_ray.mixture.risk import RiskyCoins
 from minillm_ray.mixture.sampler import MixedResponse, MixtureSettings, Propose, sample
 
 PROMPT = [1, 2, 3]
@@ -22,11 +23,40 @@ def settings(**changes) -> MixtureSettings:
     )
 
 
+class Unlearned(RiskyCoins):
+    """Finds no coin risky, ever."""
+
+    def observe(self, *, num_coins: int, num_fallen: int) -> None:
+        pass
+
+
+def alarmed() -> RiskyCoins:
+    """Finds every coin of the teacher risky."""
+    risk = RiskyCoins()
+    risk.observe(num_coins=10_000, num_fallen=10_000)
+    return risk
+
+
 def respond(
-    propose: Propose, verify, *, seed: int = 0, limit: int = 12, mixture: MixtureSettings | None = None
+    propose: Propose,
+    verify,
+    *,
+    seed: int = 0,
+    limit: int = 12,
+    mixture: MixtureSettings | None = None,
+    risk: RiskyCoins | None = None,
 ) -> MixedResponse:
+    """risk: at first none by default, since nothing was learned."""
     return at_once(
-        sample(PROMPT, mixture or settings(), propose=propose, verify=verify, seed=seed, max_response_tokens=limit)
+        sample(
+            PROMPT,
+            mixture or settings(),
+            propose=propose,
+            verify=verify,
+            seed=seed,
+            max_response_tokens=limit,
+            risk=risk or RiskyCoins(),
+        )
     )
 
 
@@ -46,7 +76,7 @@ def test_proposals_end_on_the_teachers_blocks_and_cover_the_response(
     """Each is the whole sequence so far; fed tokens fill blocks, but at an end token or the limit; the coinless too."""
     for seed in range(50):
         teacher.proposals.clear()
-        response = respond(student.propose, teacher.verify, seed=seed, mixture=settings(alpha=0.2))
+        response = respond(student.propose, teacher.verify, seed=seed, mixture=settings(alpha=0.2), risk=Unlearned())
         starts = [proposal.start for proposal in teacher.proposals]
         assert starts[0] == 0 and sorted(set(starts)) == starts
         for proposal in teacher.proposals:
@@ -62,12 +92,31 @@ def test_proposals_end_on_the_teachers_blocks_and_cover_the_response(
         assert response.counts.num_teacher_requests == response.counts.num_student_requests == len(starts)
 
 
+def test_proposals_end_at_risky_coins(student: TinyStudent, teacher: TinyTeacher) -> None:
+    """Where all coins of the teacher are, each proposal holds one at most, as its last token."""
+    num_coins = 0
+    for seed in range(50):
+        teacher.proposals.clear()
+        respond(student.propose, teacher.verify, seed=seed, mixture=settings(proposal_tokens=100), risk=alarmed())
+        for proposal in teacher.proposals:
+            assert np.isneginf(proposal.log_threshold[:-1]).all()
+            num_coins += int(np.isfinite(proposal.log_threshold[-1]))
+    assert num_coins > 100
+
+
 def test_where_proposals_end_changes_nothing_that_is_drawn(student: TinyStudent, teacher: TinyTeacher) -> None:
     """Every slot has numbers of its own, which no earlier proposal used up."""
     for seed in range(50):
         by_length = [
-            respond(student.propose, teacher.verify, seed=seed, mixture=settings(proposal_tokens=proposal_tokens))
+            respond(
+                student.propose,
+                teacher.verify,
+                seed=seed,
+                mixture=settings(proposal_tokens=proposal_tokens),
+                risk=risk(),
+            )
             for proposal_tokens in (1, 3, 4, 100)
+            for risk in (Unlearned, RiskyCoins, alarmed)
         ]
         assert len({tuple(response.response_ids.tolist()) for response in by_length}) == 1
         assert len({response.behavior_logprob.tobytes() for response in by_length}) == 1
