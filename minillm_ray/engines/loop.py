@@ -54,6 +54,17 @@ class Together:
 
 
 @dataclass(frozen=True)
+class Batched:
+    """An answer that is made with those of the other requests that finish in the same step and say the same `make`.
+
+    make: the items of all of them, in order, to an answer each; what it raises is raised for each.
+    """
+
+    make: Callable[[list[Any]], list[Any]]
+    item: Any
+
+
+@dataclass(frozen=True)
 class _Request:
     add: Callable[[Any, str], None]
     then: Callable[[Any], Any]
@@ -102,17 +113,20 @@ class EngineLoop(Generic[Engine, Output]):
     async def request_then(
         self,
         add: Callable[[Engine, str], None],
-        then: Callable[[Output], Answer],
+        then: Callable[[Output], Answer | Batched],
         *,
         together: Together | None = None,
     ) -> Answer:
-        """As `request`, and what `then` makes of the result: before the next step, where a command would come after."""
+        """As `request`, and what `then` makes of the result: before the next step, where a command would come after.
+
+        Where `then` returns a Batched, the answer is the one that this makes.
+        """
         result: Future[Answer] = Future()
         self._put(_Request(add, then, result, together))
         return await asyncio.wrap_future(result)
 
-    async def command(self, function: Callable[[Engine], Answer]) -> Answer:
-        """Run `function` between two steps and return what it returns."""
+    async def command(self, function: Callable[[Engine], Answer | Batched]) -> Answer:
+        """Run `function` between two steps and return what it returns, or what the Batched that it returns makes."""
         result: Future[Answer] = Future()
         self._put(_Command(function, result))
         return await asyncio.wrap_future(result)
@@ -150,9 +164,8 @@ class EngineLoop(Generic[Engine, Output]):
                     self._accept(engine, state, item)
                 self._abort_cancelled(engine, state)
                 if engine.has_unfinished():
-                    for output in engine.step():
-                        request = state.running.pop(output.request_id)
-                        _answer(request.result, request.then, output)
+                    finished = [(state.running.pop(output.request_id), output) for output in engine.step()]
+                    _answer([(request.result, request.then, output) for request, output in finished])
                 self._busy = (self.busy_seconds, None)
                 self._progress = time.monotonic()
         except BaseException as error:
@@ -162,7 +175,7 @@ class EngineLoop(Generic[Engine, Output]):
 
     def _accept(self, engine: Engine, state: _State, item: _Request | _Command) -> None:
         if isinstance(item, _Command):
-            _answer(item.result, item.function, engine)
+            _answer([(item.result, item.function, engine)])
             return
         if item.together is None:
             self._add(engine, state, item)
@@ -213,14 +226,31 @@ def _place(request: _Request) -> int:
     return request.together.place
 
 
-def _answer(future: "Future[Any]", function: Callable[[Any], Any], argument: Any) -> None:
-    """Nothing is done for one that nobody waits for any more."""
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function(argument))
-    except Exception as error:
-        future.set_exception(error)
+def _answer(asked: "Sequence[tuple[Future[Any], Callable[[Any], Any], Any]]") -> None:
+    """Each future gets its function of its argument. Nothing is done for one that nobody waits for any more."""
+    batches: dict[Callable[[list[Any]], list[Any]], list[tuple[Future[Any], Any]]] = {}
+    for future, function, argument in asked:
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            answer = function(argument)
+        except Exception as error:
+            future.set_exception(error)
+            continue
+        if isinstance(answer, Batched):
+            batches.setdefault(answer.make, []).append((future, answer.item))
+        else:
+            future.set_result(answer)
+    for make, members in batches.items():
+        futures, items = zip(*members, strict=True)
+        try:
+            answers = make(list(items))
+        except Exception as error:
+            for future in futures:
+                future.set_exception(error)
+            continue
+        for future, answer in zip(futures, answers, strict=True):
+            future.set_result(answer)
 
 
 def _refuse(future: "Future[Any]", error: BaseException) -> None:

@@ -4,7 +4,7 @@ A verdict needs the hidden states of the tokens that it judges, and so does the 
 kept in a session, and a finished response that was verified to its end needs no second pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from minillm_ray.data.trajectory import Payload, Trajectory
 from minillm_ray.engines.heads import head_logits
 from minillm_ray.engines.hidden_states import HiddenRows, HiddenStateEngine
-from minillm_ray.engines.loop import EngineLoop, Together
+from minillm_ray.engines.loop import Batched, EngineLoop, Together
 from minillm_ray.engines.truncation import log_probabilities
 from minillm_ray.mixture.exchange import Proposal, Verdict
 from minillm_ray.objective import Head
@@ -89,9 +89,9 @@ class TeacherScorer:
         """Judge a proposal, and keep the hidden states that this took under the name `session`."""
         state = self._sessions.get(session, proposal.prompt_length)
 
-        def judge() -> Verdict:
+        def judge() -> Batched:
             hidden = state.rows(proposal.start, len(proposal.token_ids) - proposal.prompt_length)
-            return self._judge(hidden, proposal)
+            return Batched(self._judge, (hidden, proposal))
 
         # The last token predicts nothing that is judged, so the engine never sees it.
         return await self._once_complete(state, proposal.token_ids[:-1], judge, reuse=True)
@@ -135,7 +135,7 @@ class TeacherScorer:
         self,
         state: Session,
         token_ids: TokenIds,
-        then: Callable[[], Answer],
+        then: Callable[[], Answer | Batched],
         *,
         reuse: bool,
         together: Together | None = None,
@@ -146,21 +146,24 @@ class TeacherScorer:
         """
         if state.keep_common(token_ids) == len(token_ids) - state.prompt_length + 1:
             return await self._loop.command(lambda engine: then())
-        answers: list[Answer] = []
 
-        def take(rows: HiddenRows) -> None:
+        def take(rows: HiddenRows) -> Answer | Batched | None:
             self._count(state, rows)
-            if not state.lacks(rows.first):
-                # vLLM widens a bfloat16 model's rows to float32: nothing is lost, and a session takes half the memory.
-                state.extend(token_ids, rows.hidden.to(self._dtype), rows.first)
-                answers.append(then())
+            if state.lacks(rows.first):
+                return None
+            # vLLM widens a bfloat16 model's rows to float32: nothing is lost, and a session takes half the memory.
+            state.extend(token_ids, rows.hidden.to(self._dtype), rows.first)
+            return then()
 
         ids = token_ids.tolist()
-        await self._loop.request_then(lambda engine, name: engine.add(name, ids, reuse=reuse), take, together=together)
-        if not answers:
+        answer = await self._loop.request_then(
+            lambda engine, name: engine.add(name, ids, reuse=reuse), take, together=together
+        )
+        if answer is None:
             # Another response with the same tokens filled the cache, or the session began on a replica that is gone.
-            await self._loop.request_then(lambda engine, name: engine.add(name, ids, reuse=False), take)
-        return answers[0]
+            answer = await self._loop.request_then(lambda engine, name: engine.add(name, ids, reuse=False), take)
+        assert answer is not None
+        return answer
 
     def _count(self, state: Session, rows: HiddenRows) -> None:
         self._engine_tokens += len(rows.hidden)
@@ -168,34 +171,36 @@ class TeacherScorer:
         state.engine_tokens += len(rows.hidden)
         state.requests += 1
 
-    def _judge(self, hidden: Tensor, proposal: Proposal) -> Verdict:
-        """hidden: [n - start, d_t], of the proposed slots. Raises FloatingPointError for a teacher that yields NaN.
+    def _judge(self, asked: list[tuple[Tensor, Proposal]]) -> list[Verdict]:
+        """Verdicts on proposals with their hidden states [n - start, d_t], each of the proposed slots.
 
-        The slots that may fall come first: those behind the first that does need no head product.
+        All slots of all proposals go through the head together: a product of few rows costs as much as one of many,
+        since it reads the whole head. Raises FloatingPointError for a teacher that yields NaN.
         """
-        token_ids = torch.from_numpy(proposal.token_ids[proposal.prompt_length + proposal.start :].astype(np.int64))
-        threshold = torch.from_numpy(np.array(proposal.log_threshold))
+        hidden = torch.cat([rows for rows, _ in asked])
+        proposed = [proposal.token_ids[proposal.prompt_length + proposal.start :] for _, proposal in asked]
+        token_ids = torch.from_numpy(np.concatenate(proposed).astype(np.int64))
+        threshold = torch.from_numpy(np.concatenate([proposal.log_threshold for _, proposal in asked]))
+        owner = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(ids) for ids in proposed]))
         logprob = torch.empty(len(hidden))
-        stands, row = len(hidden), None
-        for slots, rows in self._rows_of(hidden, (threshold > -torch.inf).nonzero()[:, 0]):
-            logprob[slots] = _of_tokens(rows, token_ids[slots])
-            fell = (~(logprob[slots] >= threshold[slots])).nonzero()
-            if len(fell):
-                stands, row = int(slots[fell[0]]), rows[fell[0, 0]].cpu().numpy().copy()
-                break
-        for slots, rows in self._rows_of(hidden, (threshold[:stands] == -torch.inf).nonzero()[:, 0]):
-            logprob[slots] = _of_tokens(rows, token_ids[slots])
-        if logprob[:stands].isnan().any() or (row is not None and np.isnan(row).any()):
-            raise FloatingPointError(
-                "the teacher's log-probabilities are not numbers: its weights or its dtype are wrong"
-            )
-        return Verdict(logprob[:stands].numpy(), row)
-
-    def _rows_of(self, hidden: Tensor, slots: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those slots, int64 [n], some at a time, with the teacher's distributions there, as they are drawn from."""
-        for some in slots.split(max(1, _CHUNK_BYTES // (4 * self._num_columns))):
-            if len(some):
-                yield some, self._log_probabilities(hidden[some])
+        fallen: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
+        for slots in torch.arange(len(hidden)).split(max(1, _CHUNK_BYTES // (4 * self._num_columns))):
+            rows = self._log_probabilities(hidden[slots])
+            logprob[slots] = rows.gather(1, token_ids[slots].to(rows.device)[:, None])[:, 0].cpu()
+            for slot in slots[~(logprob[slots] >= threshold[slots])].tolist():
+                if int(owner[slot]) not in fallen:
+                    fallen[int(owner[slot])] = slot, rows[slot - int(slots[0])].cpu().numpy().copy()
+        verdicts, begin = [], 0
+        for place, ids in enumerate(proposed):
+            end, row = fallen.get(place, (begin + len(ids), None))
+            stands = logprob[begin:end].numpy()
+            if np.isnan(stands).any() or (row is not None and np.isnan(row).any()):
+                raise FloatingPointError(
+                    "the teacher's log-probabilities are not numbers: its weights or its dtype are wrong"
+                )
+            verdicts.append(Verdict(stands, row))
+            begin += len(ids)
+        return verdicts
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         """float32 [n, V], of hidden states [n, d_t]: the teacher's distributions as they are drawn from."""
@@ -205,8 +210,3 @@ class TeacherScorer:
     @property
     def _num_columns(self) -> int:
         return self._head.vocab_size or len(self._head.weight)
-
-
-def _of_tokens(rows: Tensor, token_ids: Tensor) -> Tensor:
-    """[n] on the CPU, of rows [n, V]."""
-    return rows.gather(1, token_ids.to(rows.device)[:, None])[:, 0].cpu()

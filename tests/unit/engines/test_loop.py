@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minillm_ray.engines.loop import EngineLoop, Together
+from minillm_ray.engines.loop import Batched, EngineLoop, Together
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,36 @@ def test_a_request_that_the_engine_refuses_harms_nobody_else() -> None:
         good, bad = await asyncio.gather(request(loop, "good", 3), request(loop, "bad", 0), return_exceptions=True)
         assert good.name == "good"
         assert isinstance(bad, ValueError) and "no steps" in str(bad)
+
+    run(scenario)
+
+
+def test_answers_that_are_made_together_are_those_of_one_step() -> None:
+    """Two requests end in the first step, two in the second; what fails there fails for those that are in it alone."""
+    made: list[list[str]] = []
+
+    def join(names: list[str]) -> list[str]:
+        made.append(sorted(names))
+        if "bad" in names:
+            raise ArithmeticError("a bad one")
+        return [f"{name} of {len(names)}" for name in names]
+
+    async def scenario(loop: Loop, engine: ScriptedEngine) -> None:
+        async def ask(name: str, steps: int, place: int) -> Any:
+            return await loop.request_then(
+                lambda engine, request_id: engine.add(request_id, name, steps),
+                lambda output: Batched(join, output.name),
+                together=Together("all", 4, place),
+            )
+
+        asked = [("a", 1), ("bad", 2), ("b", 1), ("c", 2)]
+        answers = await asyncio.gather(
+            *(ask(name, steps, place) for place, (name, steps) in enumerate(asked)), return_exceptions=True
+        )
+        assert made == [["a", "b"], ["bad", "c"]]
+        assert (answers[0], answers[2]) == ("a of 2", "b of 2")
+        assert all(isinstance(answers[k], ArithmeticError) for k in (1, 3))
+        assert await loop.command(lambda engine: Batched(join, "d")) == "d of 1"
 
     run(scenario)
 

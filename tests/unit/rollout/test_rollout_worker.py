@@ -192,7 +192,8 @@ def test_a_mixed_response_depends_on_no_other_and_on_no_order(scheme: str) -> No
         at_once = mixed(worker, slow(teacher.verify, seed), shuffled, together=seed == 2)
         for each in asked:
             assert_same(at_once[each][0], one_by_one[each][0])
-            assert at_once[each][1] == one_by_one[each][1]
+            # Where its proposals end is learned from the others: what it cost may differ, what it is may not.
+            assert at_once[each][1].num_corrections == one_by_one[each][1].num_corrections
 
 
 def test_requests_are_in_the_engine_while_others_wait_for_the_teacher() -> None:

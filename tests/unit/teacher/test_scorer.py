@@ -277,15 +277,26 @@ def test_the_report_counts_every_token_that_the_engine_computed() -> None:
     assert (report.engine_tokens, report.requests, report.scored_tokens) == (9, 2, 2)
 
 
-def test_sessions_are_judged_side_by_side() -> None:
-    """Eight proposals at once, each with its own rows."""
+@pytest.mark.parametrize("chunk_bytes", [1, 2**26])
+def test_sessions_are_judged_side_by_side(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """Eight proposals at once, each with its own rows; of every fourth all stand, the others fall at 0, 1, 2."""
+    monkeypatch.setattr(scorer_module, "_CHUNK_BYTES", chunk_bytes)
     bed = Bed()
     responses = [[k, k + 1, k + 2] for k in range(8)]
 
+    def thresholds(k: int) -> list[float]:
+        return [INFINITY if slot == k % 4 else -INFINITY for slot in range(3)]
+
     async def all_at_once() -> list[Verdict]:
         return await asyncio.gather(
-            *(bed.scorer.extend(str(k), proposal(r, 0, [-INFINITY] * 3)) for k, r in enumerate(responses))
+            *(bed.scorer.extend(str(k), proposal(r, 0, thresholds(k))) for k, r in enumerate(responses))
         )
 
-    for verdict, response in zip(run(all_at_once), responses, strict=True):
-        np.testing.assert_allclose(verdict.teacher_logprob, of_tokens(expected_logprobs(response), response), atol=1e-6)
+    for k, (verdict, response) in enumerate(zip(run(all_at_once), responses, strict=True)):
+        stands = min(k % 4, 3)
+        of_all = expected_logprobs(response)
+        np.testing.assert_allclose(verdict.teacher_logprob, of_tokens(of_all, response)[:stands], atol=1e-6)
+        if stands == 3:
+            assert verdict.row is None
+        else:
+            np.testing.assert_allclose(verdict.row, of_all[stands], atol=1e-6)
