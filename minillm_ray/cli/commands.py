@@ -199,14 +199,18 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("report", help="write RUN/report.html, also while the run goes on")
-    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run_dir of a run that has begun to train")
+    command.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="the run_dir of a run or a comparison that has begun to train"
+    )
     command.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from minillm_ray.phases.compare import is_comparison, write_report_again
     from minillm_ray.report import write_report
 
-    print(write_report(options.run_dir))
+    write = write_report_again if is_comparison(options.run_dir) else write_report
+    print(write(options.run_dir))
 
 
 def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

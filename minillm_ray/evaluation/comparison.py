@@ -99,6 +99,20 @@ class ComparisonResult:
             ],
         }
 
+    @classmethod
+    def of_tree(cls, tree: Mapping[str, Any]) -> "ComparisonResult":
+        """What `tree` gave; means and deviations follow from its runs. Raises KeyError, TypeError for anything else."""
+        teacher, student = (None if tree[row] is None else HeldOutScores(**tree[row]) for row in ("teacher", "student"))
+        methods = tuple(
+            MethodResult(
+                method["name"],
+                method["wanted"],
+                tuple(RunResult(**run | {"scores": HeldOutScores(**run["scores"])}) for run in method["runs"]),
+            )
+            for method in tree["methods"]
+        )
+        return cls(teacher, student, methods)
+
     def markdown(self, title: str) -> str:
         """For compare.md."""
         columns, rows = self.columns(), self.rows()

@@ -28,6 +28,7 @@ from minillm_ray.telemetry.console import print_table
 from minillm_ray.telemetry.files import write_atomically
 from minillm_ray.telemetry.metrics import read_metrics
 
+_RESULTS = "compare.json"
 _TITLE = "Methods on held-out prompts, mean and standard deviation over seeds"
 
 
@@ -77,9 +78,24 @@ def collect_results(comparison: Comparison) -> ComparisonResult:
 
 def write_results(folder: Path, result: ComparisonResult) -> None:
     """compare.json, compare.md and report.html, also of a comparison that goes on."""
-    write_atomically(folder / "compare.json", json.dumps(result.tree(), indent=1) + "\n")
+    write_atomically(folder / _RESULTS, json.dumps(result.tree(), indent=1) + "\n")
     write_atomically(folder / "compare.md", result.markdown(f"{folder.name}: methods compared"))
     write_comparison_report(folder, result.columns(), result.rows())
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a comparison has begun in the folder."""
+    return (folder / _RESULTS).is_file()
+
+
+def write_report_again(folder: Path) -> Path:
+    """report.html of the runs that compare.json names; its path. Raises InputError where that cannot be read."""
+    file = folder / _RESULTS
+    try:
+        result = ComparisonResult.of_tree(json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: {error!r}; expected what `minillm-ray compare` writes; run it again") from None
+    return write_comparison_report(folder, result.columns(), result.rows())
 
 
 def _planned(comparison: Comparison) -> list[_Planned]:

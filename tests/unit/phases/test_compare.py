@@ -1,6 +1,7 @@
 """A comparison's bookkeeping, with a runner that makes runs up: what is run, in which order, and what is tabulated."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from minillm_ray.cli import main
 from minillm_ray.config.compare import Comparison, load_comparison
 from minillm_ray.config.errors import InputError, RunError
 from minillm_ray.config.load import dump_config, load_config
@@ -127,6 +129,29 @@ def test_a_comparison_that_goes_on_can_be_read(load: Callable[..., Comparison], 
         compare(load(), train=ScriptedRunner(fails="sft/seed-3"))
     assert "| sft | 1 of 2 |" in (tmp_path / "run" / "compare.md").read_text()
     assert "2 of 3 runs" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_report_can_be_written_again_from_the_results_alone(
+    load: Callable[..., Comparison], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`minillm-ray report` takes a comparison's folder too, and what is no result of one is bad input."""
+    compare(load(), train=ScriptedRunner())
+    folder = tmp_path / "run"
+    page = folder / "report.html"
+    first = page.read_text()
+    page.unlink()
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert _but_for_the_clock(page.read_text()) == _but_for_the_clock(first)
+    for broken in ("{", "{}", '{"teacher": 3}'):
+        (folder / "compare.json").write_text(broken)
+        assert main(["report", str(folder)]) == 2
+        assert "expected what `minillm-ray compare` writes" in capsys.readouterr().err
+
+
+def _but_for_the_clock(page: str) -> str:
+    return re.sub(r"\d{4}-\d\d-\d\d.\d\d:\d\d[:0-9]*", "", page)
 
 
 def test_without_a_preparation_every_run_tells_the_teachers_row(load: Callable[..., Comparison]) -> None:
