@@ -67,21 +67,17 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """tokens: int64 [B]; scaled: logits over temperature, float32 [B, V]; log_sum: of their exponentials, float64 [B];
-    truncated: log-probabilities float32 [B, V], or None where nothing is cut."""
+    """tokens: int64 [B]; logprob: log q of each, before truncation, float [B]; scaled: logits over temperature, float32
+    [B, V]; truncated: log-probabilities float32 [B, V], or None where nothing is cut."""
 
     tokens: Tensor
+    logprob: Tensor
     scaled: Tensor
-    log_sum: Tensor
     truncated: Tensor | None
-
-    def logprob(self) -> Tensor:
-        """log q of each token, before truncation."""
-        return _at(self.scaled, self.tokens) - self.log_sum
 
     def row(self, place: int) -> npt.NDArray[np.float32]:
         """log q of the whole vocabulary at one place of the batch."""
-        return (self.scaled[place] - self.log_sum[place]).float().cpu().numpy()
+        return self.scaled[place].log_softmax(-1).cpu().numpy()
 
 
 class DrawTokens(LogitsProcessor):
@@ -136,14 +132,14 @@ class DrawTokens(LogitsProcessor):
             scaled = scaled / self._temperature
         if self._truncates:
             truncated = log_probabilities(logits, self._temperature, *self._truncation)
-            tokens, _ = draw(truncated.exp(), uniforms)
-            return _Drawn(tokens, scaled, scaled.logsumexp(-1).double(), truncated)
-        highest = scaled.amax(-1, keepdim=True)
-        tokens, total = draw((scaled - highest).exp_(), uniforms)
-        return _Drawn(tokens, scaled, highest[:, 0] + total.log(), None)
+            tokens = draw(truncated.exp(), uniforms)
+            return _Drawn(tokens, _at(scaled, tokens) - scaled.logsumexp(-1), scaled, truncated)
+        probability = scaled.softmax(-1)
+        tokens = draw(probability, uniforms)
+        return _Drawn(tokens, _at(probability, tokens).log(), scaled, None)
 
     def _record(self, seen: _Drawn) -> None:
-        logprob = seen.logprob().tolist()
+        logprob = seen.logprob.tolist()
         drawn_logprob = [] if seen.truncated is None else _at(seen.truncated, seen.tokens).tolist()
         for place, request in self._requests.items():
             record = _RECORDS.setdefault(request.key, Record())

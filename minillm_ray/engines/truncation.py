@@ -32,8 +32,8 @@ def log_probabilities(logits: Tensor, temperature: float, top_k: int | None = No
     return logprobs
 
 
-def draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A token from each distribution, int64 [B], and its total weight, float64 [B].
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """A token from each distribution, int64 [B].
 
     weights   float32 [B, V], at least 0: a token's probability is its share of the sum. None of weight 0 is drawn.
     uniforms  float64 [B] in [0, 1): the token is the first at which the running sum exceeds this share.
@@ -42,12 +42,11 @@ def draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     blocks = pad(weights, (0, -weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     before = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
-    total = before[:, -1]
-    target = uniforms[:, None] * total[:, None]
+    target = uniforms[:, None] * before[:, -1:]
     block = _first_above(before, target)
     target = target - before.gather(1, (block - 1).clamp(min=0)) * (block > 0)
     within = blocks.take_along_dim(block[..., None], dim=1)[:, 0].cumsum(-1, dtype=torch.float64)
-    return (block * _BLOCK + _first_above(within, target))[:, 0], total
+    return (block * _BLOCK + _first_above(within, target))[:, 0]
 
 
 def _first_above(running: Tensor, target: Tensor) -> Tensor:
