@@ -43,8 +43,9 @@ from minillm_ray.rollout.actor import RolloutActor, SamplingSettings
 from minillm_ray.rollout.client import RolloutClient
 from minillm_ray.teacher.actor import TeacherActor
 from minillm_ray.teacher.client import TeacherClient
+from minillm_ray.teacher.judge import Sampling
 from minillm_ray.teacher.replica import TeacherSpec
-from minillm_ray.teacher.scorer import Sampling, ScoreReport
+from minillm_ray.teacher.scorer import ScoreReport
 
 NUM_PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 32, 32, 128
 SEED = 5

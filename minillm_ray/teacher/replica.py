@@ -18,8 +18,9 @@ from minillm_ray.engines.topk_payload import encode_topk
 from minillm_ray.engines.transformers_hidden import TransformersEngine, reference
 from minillm_ray.mixture.exchange import Proposal, Verdict
 from minillm_ray.objective import Head
+from minillm_ray.teacher.judge import Sampling
 from minillm_ray.teacher.probe import Probe, ProbeResult, probe_trajectory
-from minillm_ray.teacher.scorer import Encode, Sampling, ScoreReport, TeacherReport, TeacherScorer
+from minillm_ray.teacher.scorer import Encode, ScoreReport, TeacherReport, TeacherScorer
 
 
 @dataclass(frozen=True)

@@ -14,29 +14,16 @@ import torch
 from torch import Tensor
 
 from minillm_ray.data.trajectory import Payload, Trajectory
-from minillm_ray.engines.heads import head_logits
 from minillm_ray.engines.hidden_states import HiddenRows, HiddenStateEngine
 from minillm_ray.engines.loop import Batched, EngineLoop, Together
-from minillm_ray.engines.truncation import log_probabilities
 from minillm_ray.mixture.exchange import Proposal, Verdict
 from minillm_ray.objective import Head
+from minillm_ray.teacher.judge import Judge, Sampling
 from minillm_ray.teacher.sessions import Session, Sessions, TokenIds
 
 Answer = TypeVar("Answer")
 Encode = Callable[[Tensor, npt.NDArray[np.int32]], Payload]
 """Hidden states [n, d_t] and response ids [n] to a payload. Runs in the engine's thread."""
-
-_CHUNK_BYTES = 2**26
-"""Of one matrix of logits: a long proposal over a large vocabulary takes several, and fits beside an engine."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the teacher's distribution is drawn from, by the terms of minillm_ray.engines.truncation."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,10 +63,9 @@ class TeacherScorer:
         max_sessions: int = 1024,
     ) -> None:
         self._loop = loop
-        self._head = head
         self._encode = encode
         self._dtype = dtype
-        self._sampling = sampling
+        self._judge = Judge(head, sampling)
         self._sessions = Sessions(max_sessions)
         self._engine_tokens = 0
         self._requests = 0
@@ -170,43 +156,3 @@ class TeacherScorer:
         self._requests += 1
         state.engine_tokens += len(rows.hidden)
         state.requests += 1
-
-    def _judge(self, asked: list[tuple[Tensor, Proposal]]) -> list[Verdict]:
-        """Verdicts on proposals with their hidden states [n - start, d_t], each of the proposed slots.
-
-        All slots of all proposals go through the head together: a product of few rows costs as much as one of many,
-        since it reads the whole head. Raises FloatingPointError for a teacher that yields NaN.
-        """
-        hidden = torch.cat([rows for rows, _ in asked])
-        proposed = [proposal.token_ids[proposal.prompt_length + proposal.start :] for _, proposal in asked]
-        token_ids = torch.from_numpy(np.concatenate(proposed).astype(np.int64))
-        threshold = torch.from_numpy(np.concatenate([proposal.log_threshold for _, proposal in asked]))
-        owner = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(ids) for ids in proposed]))
-        logprob = torch.empty(len(hidden))
-        fallen: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
-        for slots in torch.arange(len(hidden)).split(max(1, _CHUNK_BYTES // (4 * self._num_columns))):
-            rows = self._log_probabilities(hidden[slots])
-            logprob[slots] = rows.gather(1, token_ids[slots].to(rows.device)[:, None])[:, 0].cpu()
-            for slot in slots[~(logprob[slots] >= threshold[slots])].tolist():
-                if int(owner[slot]) not in fallen:
-                    fallen[int(owner[slot])] = slot, rows[slot - int(slots[0])].cpu().numpy().copy()
-        verdicts, begin = [], 0
-        for place, ids in enumerate(proposed):
-            end, row = fallen.get(place, (begin + len(ids), None))
-            stands = logprob[begin:end].numpy()
-            if np.isnan(stands).any() or (row is not None and np.isnan(row).any()):
-                raise FloatingPointError(
-                    "the teacher's log-probabilities are not numbers: its weights or its dtype are wrong"
-                )
-            verdicts.append(Verdict(stands, row))
-            begin += len(ids)
-        return verdicts
-
-    def _log_probabilities(self, hidden: Tensor) -> Tensor:
-        """float32 [n, V], of hidden states [n, d_t]: the teacher's distributions as they are drawn from."""
-        sampling = self._sampling
-        return log_probabilities(head_logits(hidden, self._head), sampling.temperature, sampling.top_k, sampling.top_p)
-
-    @property
-    def _num_columns(self) -> int:
-        return self._head.vocab_size or len(self._head.weight)

@@ -24,8 +24,9 @@ from minillm_ray.engines.pooling import PoolingEngine
 from minillm_ray.engines.transformers_hidden import TransformersEngine
 from minillm_ray.mixture.exchange import Proposal
 from minillm_ray.teacher.actor import TeacherActor
+from minillm_ray.teacher.judge import Sampling
 from minillm_ray.teacher.replica import TeacherFacts, TeacherReplica, TeacherSpec
-from minillm_ray.teacher.scorer import Sampling, TeacherReport
+from minillm_ray.teacher.scorer import TeacherReport
 
 Answer = TypeVar("Answer")
 

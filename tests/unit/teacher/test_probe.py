@@ -23,8 +23,9 @@ from minillm_ray.engines.sampled_payload import encode_sampled
 from minillm_ray.engines.topk_payload import encode_topk
 from minillm_ray.engines.transformers_hidden import TransformersEngine, reference
 from minillm_ray.objective import Head
+from minillm_ray.teacher.judge import Sampling
 from minillm_ray.teacher.probe import Probe, ProbeResult, probe_trajectory
-from minillm_ray.teacher.scorer import Encode, Sampling, TeacherScorer
+from minillm_ray.teacher.scorer import Encode, TeacherScorer
 
 TEMPERATURE = 0.8
 NUM_IDS = VOCABULARY - 4

@@ -18,8 +18,8 @@ from minillm_ray.engines.model_folder import save_model_folder
 from minillm_ray.engines.transformers_hidden import reference
 from minillm_ray.mixture.exchange import Proposal
 from minillm_ray.teacher import replica as replica_module
+from minillm_ray.teacher.judge import Sampling
 from minillm_ray.teacher.replica import TeacherReplica, TeacherSpec
-from minillm_ray.teacher.scorer import Sampling
 
 Answer = TypeVar("Answer")
 

@@ -17,8 +17,9 @@ from minillm_ray.engines.loop import EngineLoop
 from minillm_ray.engines.truncation import log_probabilities
 from minillm_ray.mixture.exchange import Proposal, Verdict
 from minillm_ray.objective import Head
-from minillm_ray.teacher import scorer as scorer_module
-from minillm_ray.teacher.scorer import Sampling, ScoreReport, TeacherScorer
+from minillm_ray.teacher import judge as judge_module
+from minillm_ray.teacher.judge import Sampling
+from minillm_ray.teacher.scorer import ScoreReport, TeacherScorer
 
 Answer = TypeVar("Answer")
 
@@ -31,11 +32,17 @@ INFINITY = float("inf")
 class Bed:
     """A scorer over a scripted engine; `run` gives it an event loop."""
 
-    def __init__(self, sampling: Sampling | None = None, dtype: torch.dtype = torch.float32, max_sessions: int = 9):
+    def __init__(
+        self,
+        sampling: Sampling | None = None,
+        dtype: torch.dtype = torch.float32,
+        max_sessions: int = 9,
+        head: Head = HEAD,
+    ):
         self.engine = ScriptedHiddenStateEngine()
         self.scorer = TeacherScorer(
             EngineLoop(lambda: self.engine, name="teacher"),
-            HEAD,
+            head,
             encode=lambda hidden, response_ids: encode_hidden(hidden, dtype),
             dtype=dtype,
             sampling=sampling or Sampling(),
@@ -130,8 +137,7 @@ def test_a_token_that_the_teacher_draws_itself_always_falls() -> None:
 @pytest.mark.parametrize("threshold", [-INFINITY, -1.0])
 def test_a_teacher_that_yields_no_numbers_gives_no_verdict(threshold: float) -> None:
     """NaN compares with nothing: no token stands or falls by it."""
-    bed = Bed()
-    bed.scorer._head = Head(torch.full_like(HEAD.weight, math.nan), vocab_size=VOCABULARY)
+    bed = Bed(head=Head(torch.full_like(HEAD.weight, math.nan), vocab_size=VOCABULARY))
     with pytest.raises(FloatingPointError, match="not numbers"):
         bed.extend("s", [1, 2], thresholds=[-INFINITY, threshold])
 
@@ -159,7 +165,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     response = [1, 2, 3, 4, 5, 6]
     falling = [-INFINITY] * 4 + [INFINITY, -INFINITY]
     whole = [Bed().extend("s", response, thresholds=thresholds) for thresholds in ([-INFINITY] * 6, falling)]
-    monkeypatch.setattr(scorer_module, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(judge_module, "_CHUNK_BYTES", 1)
     single = [Bed().extend("s", response, thresholds=thresholds) for thresholds in ([-INFINITY] * 6, falling)]
     for one, other in zip(whole, single, strict=True):
         np.testing.assert_allclose(one.teacher_logprob, other.teacher_logprob, atol=1e-6)
@@ -280,7 +286,7 @@ def test_the_report_counts_every_token_that_the_engine_computed() -> None:
 @pytest.mark.parametrize("chunk_bytes", [1, 2**26])
 def test_sessions_are_judged_side_by_side(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
     """Eight proposals at once, each with its own rows; of every fourth all stand, the others fall at 0, 1, 2."""
-    monkeypatch.setattr(scorer_module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(judge_module, "_CHUNK_BYTES", chunk_bytes)
     bed = Bed()
     responses = [[k, k + 1, k + 2] for k in range(8)]
 
