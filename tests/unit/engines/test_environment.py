@@ -1,0 +1,51 @@
+"""What a role's process is given before it starts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minillm_ray.engines.environment import thread_environment
+
+_FAULTS_OF_TENSORS_MADE_AGAIN = """
+import resource, threading, torch
+
+def faults(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        torch.empty(16 * 2**20).fill_(1.0)  # 64 MiB, 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def measure():
+    faults(1)
+    print(faults(8))
+
+thread = threading.Thread(target=measure)  # an engine's loop and autograd have threads of their own
+thread.start()
+thread.join()
+"""
+
+
+def _page_faults(environment: dict[str, str]) -> int:
+    ran = subprocess.run(
+        [sys.executable, "-c", _FAULTS_OF_TENSORS_MADE_AGAIN],
+        env=dict(os.environ) | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(ran.stdout)
+
+
+def test_large_tensors_made_again_and_again_take_no_new_pages() -> None:
+    kept = thread_environment(1)
+    without = {name: value for name, value in kept.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}
+    assert _page_faults(kept) < 1000
+    assert _page_faults(without) > 100_000
+
+
+def test_a_library_that_the_user_preloads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc.so")
+    assert "LD_PRELOAD" not in thread_environment(1)
+    assert "MALLOC_CONF" not in thread_environment(1)
