@@ -106,6 +106,7 @@ def run_ours(
     """`minillm-ray train`; the closing measurements are outside the timed steps.
 
     Roles that work in turn have all threads each; a mixed response is drawn by both engines at once, which share them.
+    The student's engine has one in any case: operators of its steps are too short to divide.
     """
     threads = options.threads
     engine_threads = max(1, threads // 2) if alpha else threads
@@ -129,7 +130,7 @@ def run_ours(
             "template": "bare",
             "max_prompt_tokens": PROMPT_TOKENS,
         },
-        "rollout": {"max_response_tokens": RESPONSE_TOKENS, "cpus": engine_threads},
+        "rollout": {"max_response_tokens": RESPONSE_TOKENS, "cpus": 1},
         "objective": {"alpha": alpha},
         "pipeline": {"mode": mode},
         "learner": {

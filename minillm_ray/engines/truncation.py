@@ -40,7 +40,9 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     The running sum is made of blocks first and then within one of them, which spares a pass over V in float64.
     """
-    blocks = pad(weights, (0, -weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    lacking = -weights.shape[-1] % _BLOCK
+    whole = pad(weights, (0, lacking)) if lacking else weights  # pad copies in any case
+    blocks = whole.unflatten(-1, (-1, _BLOCK))
     before = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     target = uniforms[:, None] * before[:, -1:]
     block = _first_above(before, target)
