@@ -47,6 +47,10 @@ class ActorClient:
         ray.kill(self.handle)
 
 
+class WorkFailed(RunError):
+    """Remote work was not done: its actor died, missed the deadline or raised. It may be done by another actor."""
+
+
 class PeerUnavailable(Exception):
     """An actor could not do its work because another one, which it called, did not answer."""
 
@@ -58,24 +62,25 @@ class PeerFailed(PeerUnavailable):
 def get(references: Any, *, timeout_seconds: float, work: str) -> Any:
     """`ray.get` with a deadline. `work` names what is waited for, as in "teacher 0: scoring".
 
-    Raises RunError for a missed deadline, a dead actor or an exception in it; an actor's InputError as it is.
+    Raises WorkFailed for a missed deadline, a dead actor or an exception in it; an actor's own InputError or RunError
+    as it is.
     """
     try:
         with _signals_as_they_are():
             return ray.get(references, timeout=timeout_seconds)
     except GetTimeoutError:
-        raise RunError(
+        raise WorkFailed(
             f"{work} did not finish within {timeout_seconds:g} s. See the files in RUN/logs; if the work is only slow, "
             f"raise pipeline.call_timeout_seconds or pipeline.startup_timeout_seconds"
         ) from None
     except RayTaskError as error:
         if isinstance(error.cause, InputError | RunError):
             raise error.cause from None
-        raise RunError(f"{work} failed: {type(error.cause).__name__}: {error.cause}") from error
+        raise WorkFailed(f"{work} failed: {type(error.cause).__name__}: {error.cause}") from error
     except RayActorError as error:
-        raise RunError(f"{work}: its actor died ({_last_line(error)}). See the files in RUN/logs") from error
+        raise WorkFailed(f"{work}: its actor died ({_last_line(error)}). See the files in RUN/logs") from error
     except RayError as error:
-        raise RunError(
+        raise WorkFailed(
             f"{work} failed: {type(error).__name__}: {_last_line(error)}. See the files in RUN/logs"
         ) from error
 

@@ -1,10 +1,11 @@
 """pipeline.json: where the driver stands, what it has handed out, and what came back and is not trained yet.
+epochs.json in its place, where a phase goes over given pairs.
 
 Arrays never stand here, only the names of the files that hold them; the learner's state has files of its own.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
@@ -12,6 +13,7 @@ from minillm_ray.checkpoint.files import FileRecord, write_file
 from minillm_ray.config.errors import InputError
 
 PIPELINE_FILE = "pipeline.json"
+EPOCHS_FILE = "epochs.json"
 
 
 class _Strict(BaseModel):
@@ -44,6 +46,22 @@ class PipelineState(_Strict):
     untrained: tuple[UntrainedResponse, ...] = ()
 
 
+class EpochsState(_Strict):
+    """The driver's half of a checkpoint of a supervised phase, between two steps.
+
+    steps        Optimizer steps done.
+    best_loss    The lowest validation loss so far, whose weights are kept; None before the first.
+    """
+
+    format_version: Literal[1] = 1
+    phase: str
+    steps: NonNegativeInt
+    best_loss: float | None
+
+
+State = TypeVar("State", PipelineState, EpochsState)
+
+
 def write_pipeline_state(folder: Path, state: PipelineState) -> FileRecord:
     """Write folder/pipeline.json. Raises CheckpointError."""
     return write_file(folder, PIPELINE_FILE, state.model_dump_json(indent=1) + "\n")
@@ -51,9 +69,22 @@ def write_pipeline_state(folder: Path, state: PipelineState) -> FileRecord:
 
 def read_pipeline_state(folder: Path) -> PipelineState:
     """The PipelineState in a complete checkpoint. Raises InputError where another release wrote it."""
-    path = folder / PIPELINE_FILE
+    return _read(folder / PIPELINE_FILE, PipelineState)
+
+
+def write_epochs_state(folder: Path, state: EpochsState) -> FileRecord:
+    """Write folder/epochs.json. Raises CheckpointError."""
+    return write_file(folder, EPOCHS_FILE, state.model_dump_json(indent=1) + "\n")
+
+
+def read_epochs_state(folder: Path) -> EpochsState:
+    """The EpochsState in a complete checkpoint. Raises InputError where another release wrote it."""
+    return _read(folder / EPOCHS_FILE, EpochsState)
+
+
+def _read(path: Path, state: type[State]) -> State:
     try:
-        return PipelineState.model_validate_json(path.read_bytes())
+        return state.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -44,7 +44,8 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 def _keeping_environment() -> dict[str, str]:
-    """For Ray's own jemalloc, told to keep what is freed; nothing where the user preloads a library, or Ray has none.
+    """For Ray's own jemalloc, which keeps what is freed for some seconds; nothing where the user preloads a library, or
+    Ray has none.
 
     glibc hands each large tensor back to the kernel, which clears its pages again for the next one: a quarter of the
     processor time of a training step. No setting of glibc 2.36 keeps large blocks that are aligned, as torch's are.
@@ -55,4 +56,6 @@ def _keeping_environment() -> dict[str, str]:
     library = Path(ray.origin).parent / "core" / "libjemalloc.so"
     if not library.is_file():
         return {}
-    return {"LD_PRELOAD": str(library), "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+    # Kept for ever, tensors of many sizes fill the memory; jemalloc's own rule for large ones keeps them not at all.
+    rules = "oversize_threshold:0,dirty_decay_ms:5000,muzzy_decay_ms:0,background_thread:true"
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": rules}

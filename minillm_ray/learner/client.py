@@ -6,8 +6,19 @@ from typing import Any
 
 from ray import ObjectRef
 
+from minillm_ray.checkpoint.files import CheckpointError, FileRecord
 from minillm_ray.learner.trainer import StepOutcome
 from minillm_ray.remote import ActorClient, get
+
+
+def written_files(parts: Sequence[Sequence[FileRecord] | CheckpointError]) -> list[FileRecord]:
+    """The files of all ranks. Raises the CheckpointError that one of them answered with."""
+    files: list[FileRecord] = []
+    for part in parts:
+        if isinstance(part, CheckpointError):
+            raise part
+        files.extend(part)
+    return files
 
 
 class LearnerGroup:
@@ -27,6 +38,18 @@ class LearnerGroup:
             timeout_seconds=startup_timeout_seconds,
             work="learner: loading the student",
         )
+
+    def load(self, folder: Path) -> None:
+        """Take up the state in a checkpoint."""
+        self._all([handle.load.remote(folder) for handle in self._handles], "loading the checkpoint")
+
+    def snapshot(self, folder: Path) -> None:
+        """Copy the state and begin to write it below `folder`, beside the next steps."""
+        self._all([handle.snapshot.remote(folder) for handle in self._handles], "copying its state")
+
+    def written(self) -> list[FileRecord]:
+        """The files of the last snapshot, once they are on disk. Raises CheckpointError where they are not."""
+        return written_files(self._all([handle.written.remote() for handle in self._handles], "writing its state"))
 
     def save(self, folder: Path) -> None:
         """Write the model to `folder` in Hugging Face format."""

@@ -15,15 +15,17 @@ from typing import Any, cast
 import numpy as np
 import ray
 
-from minillm_ray.config.errors import RunError
+from minillm_ray.checkpoint.files import FileRecord
 from minillm_ray.config.phases import KdPhase
 from minillm_ray.data import SupervisedSet
 from minillm_ray.data.trajectory import Trajectory
 from minillm_ray.learner.actor import LostInputs
+from minillm_ray.learner.client import written_files
 from minillm_ray.learner.step_metrics import combine_step, finish_step
 from minillm_ray.learner.trainer import StepOutcome
 from minillm_ray.objective import ObjectiveSettings
 from minillm_ray.phases.assembly import assembled
+from minillm_ray.phases.epoch_checkpoints import EpochCheckpoints
 from minillm_ray.phases.epochs import epoch_batches, train_epochs
 from minillm_ray.phases.roles import (
     PromptReferences,
@@ -47,7 +49,7 @@ _BATCHES_AHEAD = 2
 def run_kd(context: RunContext, phase: KdPhase, models: Models, *, name: str) -> Models:
     """Train the student. Returns the pair with the best checkpoint in its place.
 
-    Raises RunError where a learner rank is lost: the phase has no state but its weights, and begins anew.
+    Learner ranks that are lost come back, as in the MiniLLM phase, and go on from the newest checkpoint.
     """
     config, inputs = context.config, context.inputs
     train = training_pairs(context, phase.train_rows, name=name)
@@ -68,22 +70,45 @@ def run_kd(context: RunContext, phase: KdPhase, models: Models, *, name: str) ->
             schedule=schedule(config, phase, num_steps=sum(map(len, epochs))),
         ),
     }
+    batches = [rows for of_epoch in epochs for rows in of_epoch]
+    checkpoints = EpochCheckpoints(context, name=name)
+    batches = [rows for of_epoch in epochs for rows in of_epoch]
+    held_out = inputs.pairs(inputs.held_out)
+    checkpoints = EpochCheckpoints(context, name=name)
     with assembled(context, launchers) as (crew, _):
+        standing = checkpoints.newest()
+
+        def go_back() -> None:
+            nonlocal standing
+            standing = checkpoints.newest()
+            crew.learner.restore_from = standing.restore_from
+
+        crew.learner.on_lost = go_back
         crew.teacher.scale(config.teacher.replicas)
-        crew.learner.start(config.learner.ranks, restore_from=None)
-        imitation = Imitation(
-            crew,
-            train,
-            inputs.pairs(inputs.held_out),
-            [rows for batches in epochs for rows in batches],
-            validation_batch=config.evaluation.batch_size,
-        )
-        best = train_epochs(context, phase, imitation, train, name=name)
-    return replace(models, student=str(best))
+        crew.learner.start(config.learner.ranks, restore_from=standing.restore_from)
+        while True:
+            crew.turn_until(lambda: crew.learner.learner is not None)
+            imitation = Imitation(
+                crew, train, held_out, batches[standing.steps :], validation_batch=config.evaluation.batch_size
+            )
+            try:
+                best = train_epochs(
+                    context, phase, imitation, train, name=name, checkpoints=checkpoints, standing=standing
+                )
+                return replace(models, student=str(best))
+            except LearnerFell:
+                context.console.message(f"{name}: the learner comes back in the state after step {standing.steps}")
+
+
+class LearnerFell(Exception):
+    """The learner that was trained is gone, and its steps since the newest checkpoint with it."""
 
 
 class Imitation:
-    """An EpochTrainer on pairs that the teacher has scored. batches: the rows of every step to come, in order."""
+    """An EpochTrainer on pairs that the teacher has scored, for as long as the learner lives that there is now.
+
+    batches: the rows of every step to come, in order. Whatever needs the learner raises LearnerFell once it is gone.
+    """
 
     def __init__(
         self,
@@ -98,9 +123,8 @@ class Imitation:
         self._validation_batch = validation_batch
         self._to_come = iter(batches)
         self._ahead: deque[_Batch] = deque()
+        self._learner = crew.learner.learner
         crew.responses.on_scored, crew.responses.on_lost = _scored, self._lost
-        crew.turn_until(lambda: crew.learner.learner is not None)
-        crew.learner.on_lost = _give_up
 
     def step(self, rows: Sequence[int]) -> tuple[float, StepOutcome]:
         """One optimizer step on the next of the batches, which `rows` must be."""
@@ -125,7 +149,15 @@ class Imitation:
 
     def save(self, folder: Path) -> None:
         """The student in Hugging Face format."""
-        self._crew.ask_learner(lambda learner: learner.save(folder), "saving the model")
+        self._ask_learner(lambda learner: learner.save(folder), "saving the model")
+
+    def snapshot(self, folder: Path) -> None:
+        """Copy the learner's state and begin to write it below `folder`."""
+        self._ask_learner(lambda learner: learner.snapshot(folder), "copying its state")
+
+    def written(self) -> list[FileRecord]:
+        """The files of the last snapshot, once they are on disk. Raises CheckpointError where they are not."""
+        return written_files(self._ask_learner(lambda learner: learner.written(), "writing its state"))
 
     def _look_ahead(self) -> None:
         while len(self._ahead) < _BATCHES_AHEAD and (rows := next(self._to_come, None)) is not None:
@@ -150,12 +182,22 @@ class Imitation:
             self._crew.turn_until(lambda: len(batch.scored) == len(batch.rows))
             scored = [batch.scored[row] for row in batch.rows]
             references = [response.trajectory for response in scored], [response.payload for response in scored]
-            answers = self._crew.ask_learner(lambda learner: call(learner, *references), work)  # noqa: B023
+            answers = self._ask_learner(lambda learner: call(learner, *references), work)  # noqa: B023
             if not any(isinstance(answer, LostInputs) for answer in answers):
                 return answers
             batch.scored.clear()
             for row in batch.rows:
                 self._order(batch, row)
+
+    def _ask_learner(self, call: Callable[[Any], list[Any]], work: str) -> list[Any]:
+        """What every rank of the learner answers that there was at the beginning."""
+
+        def asked(learner: Any) -> list[Any]:
+            if learner is not self._learner:
+                raise LearnerFell
+            return call(learner)
+
+        return self._crew.ask_learner(asked, work)
 
 
 @dataclass(eq=False)
@@ -184,10 +226,3 @@ def as_trajectory(row: int, token_ids: np.ndarray, prompt_length: int) -> Trajec
 def _scored(response: Response) -> None:
     batch, row = cast(tuple[_Batch, int], response.key)
     batch.scored[row] = response
-
-
-def _give_up() -> None:
-    raise RunError(
-        "a learner rank was lost, and this phase keeps no checkpoint but its best weights. See the files in RUN/logs; "
-        "train again begins the phase anew"
-    )

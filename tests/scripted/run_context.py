@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from minillm_ray.config.checkpoint import CheckpointSection
 from minillm_ray.config.run import RunConfig
 from minillm_ray.telemetry.console import RunConsole
 from minillm_ray.telemetry.events import EventsWriter
@@ -11,14 +12,15 @@ from minillm_ray.telemetry.metrics import MetricsWriter
 
 
 def scripted_context(folder: Path, config: RunConfig | None = None, **inputs: Any) -> Any:
-    """What it writes lies in `folder`, messages in folder/console. config: None for one of run_dir and seed alone."""
+    """What it writes lies in `folder`, messages in folder/console. config: None for one of run_dir, seed and
+    a checkpoint every other step."""
     (folder / "console").touch()
     return SimpleNamespace(
-        config=config or SimpleNamespace(run_dir=folder, seed=0),
+        config=config or SimpleNamespace(run_dir=folder, seed=0, checkpoint=CheckpointSection(every_steps=2)),
         cluster=None,
         inputs=SimpleNamespace(**inputs),
         console=RunConsole(stream=(folder / "console").open("w", buffering=1)),
         metrics=MetricsWriter(folder / "metrics.jsonl"),
         events=EventsWriter(folder / "events.jsonl"),
-        status=SimpleNamespace(step=lambda step: None, begin=lambda name, total_steps: None),
+        status=SimpleNamespace(step=lambda step: None, begin=lambda name, total_steps, done_steps: None),
     )

@@ -10,11 +10,10 @@ import pytest
 import torch
 from scripted.scored import supervised_set
 
-from minillm_ray.config.errors import RunError
 from minillm_ray.learner.actor import LostInputs
 from minillm_ray.learner.trainer import StepOutcome
 from minillm_ray.phases import kd
-from minillm_ray.phases.kd import Imitation, as_trajectory
+from minillm_ray.phases.kd import Imitation, LearnerFell, as_trajectory
 from minillm_ray.pipeline.protocols import Task
 from minillm_ray.telemetry.reductions import Mean, Sum
 
@@ -147,12 +146,17 @@ def test_a_pair_that_is_lost_before_it_is_scored_is_ordered_again() -> None:
     assert crew.steps == BATCHES[:1]
 
 
-def test_a_lost_learner_ends_the_run() -> None:
-    """Weights between two epochs are nowhere else."""
+def test_a_learner_that_comes_back_is_not_the_one_that_was_trained() -> None:
+    """Its state is that of a checkpoint: whoever trained the other has to begin there."""
     crew = ScriptedCrew()
-    imitation(crew)
-    with pytest.raises(RunError, match="begins the phase anew"):
-        crew.learner.on_lost()
+    trainer = imitation(crew)
+    trainer.step(BATCHES[0])
+    crew.learner.learner = other = SimpleNamespace()
+    crew.ask_learner = lambda call, work: call(other)
+    with pytest.raises(LearnerFell):
+        trainer.step(BATCHES[1])
+    with pytest.raises(LearnerFell):
+        trainer.save(Path("best"))
 
 
 def test_the_student_is_saved_where_it_is_asked_for(tmp_path: Path) -> None:
