@@ -20,7 +20,10 @@ def log_probabilities(logits: Tensor, temperature: float, top_k: int | None = No
 
     The rules are those of transformers' and vLLM's samplers. Student and teacher both go through here.
     """
-    logprobs = (logits.float() / temperature).log_softmax(-1)
+    scaled = logits.float()
+    if temperature != 1.0:  # a pass over V
+        scaled = scaled / temperature
+    logprobs = scaled.log_softmax(-1)
     if top_k and top_k < logprobs.shape[-1]:
         least = logprobs.topk(top_k, dim=-1).values[..., -1:]
         logprobs = logprobs.masked_fill(logprobs < least, -math.inf).log_softmax(-1)

@@ -19,6 +19,7 @@ from minillm_ray.checkpoint.folder import PendingCheckpoint, begin, latest
 from minillm_ray.checkpoint.trajectories import read_trajectories, write_trajectories
 from minillm_ray.config.checkpoint import CheckpointSection
 from minillm_ray.data.trajectory import Trajectory
+from minillm_ray.learner.client import written_files
 from minillm_ray.pipeline.crew import Crew
 from minillm_ray.pipeline.training import Progress, Untrained
 
@@ -82,10 +83,11 @@ class RunCheckpoints:
         files: list[FileRecord] = []
 
         def written(parts: Sequence[Sequence[FileRecord] | CheckpointError]) -> None:
-            if error := next((part for part in parts if isinstance(part, CheckpointError)), None):
+            try:
+                files.extend(written_files(parts))
+            except CheckpointError as error:
                 self._give_up(step, error)
                 return
-            files.extend(record for part in parts for record in part)  # type: ignore[union-attr]
             if trajectories is None:
                 seal()
             else:
