@@ -35,10 +35,11 @@ lint: setup
 	$(BIN)/mypy
 
 test-fast: setup
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n auto --dist loadfile
 
 chaos: setup
 	$(BIN)/python -m pytest tests/chaos -m ""
 
-test: setup lint
-	$(BIN)/python -m pytest tests
+# Clusters and engines one after the other: each of their tests has the whole machine.
+test: lint test-fast
+	$(BIN)/python -m pytest tests/integration tests/chaos
