@@ -8,7 +8,16 @@ import pytest
 import ray
 
 from minillm_ray.config.errors import InputError, RunError, Terminated
-from minillm_ray.remote import PeerUnavailable, describe, even_shares, get, is_lost_object, ready_among, value_of
+from minillm_ray.remote import (
+    PeerUnavailable,
+    WorkFailed,
+    describe,
+    even_shares,
+    get,
+    is_lost_object,
+    ready_among,
+    value_of,
+)
 from minillm_ray.weights.buffers import WeightMismatchError
 
 
@@ -58,7 +67,7 @@ def worker(local_cluster: None) -> ray.actor.ActorHandle:
     return Worker.remote()
 
 
-def failure(references: object, kind: type[Exception] = RunError, *, timeout_seconds: float = 60.0) -> str:
+def failure(references: object, kind: type[Exception] = WorkFailed, *, timeout_seconds: float = 60.0) -> str:
     with pytest.raises(kind) as caught:
         get(references, timeout_seconds=timeout_seconds, work="teacher 0: scoring")
     assert type(caught.value) is kind

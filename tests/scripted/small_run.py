@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ def train(run_file: Path, *overrides: str) -> Iterator[SmallRun]:
         process.kill()
         process.wait()
         for other in left:
-            other.kill()
+            with suppress(psutil.NoSuchProcess):  # Ray's own end on seeing their driver gone
+                other.kill()
 
 
 def loss_curve(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
