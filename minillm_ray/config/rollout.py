@@ -21,8 +21,8 @@ class RolloutSection(Section):
     top_k: int | None = Field(None, ge=1)
     """Each model keeps its k likeliest tokens, before top_p. null keeps all of them."""
     mix_scheme: Literal["propose_verify", "handoff"] = "propose_verify"
-    """How the mixture is drawn, exactly in both. `propose_verify`: the student proposes up to the end of the teacher's
-    cache block, and the teacher corrects. `handoff`: the teacher draws its own tokens; simpler, many more requests."""
+    """How the mixture is drawn, exactly in both. `propose_verify`: the student proposes a few dozen tokens at most, and
+    the teacher corrects. `handoff`: the teacher draws its own tokens; simpler, many more requests."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the sampler's weights. The gap to the learner's own log-probabilities is in the metrics."""
     cpus: int = Field(1, ge=1)

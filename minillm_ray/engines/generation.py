@@ -14,8 +14,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from minillm_ray.engines.engine_arguments import merge_arguments
-from minillm_ray.engines.hidden_states import BLOCK_TOKENS
 
+CPU_BLOCK_TOKENS = 32
+"""In a block of vLLM's prefix cache where there is no GPU, unless the user sets another: the fewest that it takes."""
 _ENGINES_OF_THIS_PROCESS = itertools.count()
 
 
@@ -223,7 +224,7 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
         "disable_log_stats": True,
         **role,
     }
-    defaults = {"enforce_eager": on_cpu, "block_size": BLOCK_TOKENS["cpu"] if on_cpu else None}
+    defaults = {"enforce_eager": on_cpu, "block_size": CPU_BLOCK_TOKENS if on_cpu else None}
     known = frozenset(argument.name for argument in fields(EngineArgs))
     return EngineArgs(**merge_arguments(ours, defaults, settings.arguments, known))
 

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-BLOCK_TOKENS = {"cpu": 32, "gpu": 16}
-"""Tokens in a block of vLLM's prefix cache, by device, unless the user sets another. Only speed depends on it."""
-
 
 @dataclass(frozen=True)
 class HiddenRows:
@@ -31,8 +28,12 @@ class HiddenStateEngine(ABC):
         """The prefix cache keeps whole blocks of so many tokens. 1 where there is no cache."""
 
     @abstractmethod
-    def add(self, request_id: str, token_ids: Sequence[int], *, reuse: bool) -> None:
-        """Queue a sequence of at least one token. reuse: what the cache has of it is read, and returns no rows."""
+    def add(self, request_id: str, token_ids: Sequence[int], *, num_known: int = 0) -> None:
+        """Queue a sequence of at least one token.
+
+        num_known: the caller needs no rows of so many first tokens. They are read from the cache as far as it has them;
+        rows come from the first token on that was computed, which is none behind these.
+        """
 
     @abstractmethod
     def step(self) -> list[HiddenRows]:
@@ -47,7 +48,7 @@ class HiddenStateEngine(ABC):
     def hidden_states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each sequence of L tokens all of its rows [L, d_t], in order. The engine must have nothing else to do."""
         for number, token_ids in enumerate(sequences):
-            self.add(str(number), token_ids, reuse=False)
+            self.add(str(number), token_ids)
         finished: dict[int, Tensor] = {}
         while self.has_unfinished():
             finished.update((int(rows.request_id), rows.hidden) for rows in self.step())

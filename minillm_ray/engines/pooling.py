@@ -12,6 +12,8 @@ _POOLING = {
     "runner": "pooling",
     "convert": "embed",
     "pooler_config": {"task": "token_embed", "use_activation": False},
+    "scheduler_cls": "minillm_ray.engines.partial_hits.PartialHitScheduler",
+    "async_scheduling": False,
 }
 _REFUSALS = (ValueError, NotImplementedError, TypeError, KeyError, AttributeError)
 """What vLLM raises while it builds a model that it cannot serve; pydantic's errors are ValueErrors.
@@ -45,12 +47,19 @@ class PoolingEngine(HiddenStateEngine):
     def block_tokens(self) -> int:
         return int(self._engine.vllm_config.cache_config.block_size)
 
-    def add(self, request_id: str, token_ids: Sequence[int], *, reuse: bool) -> None:
+    def add(self, request_id: str, token_ids: Sequence[int], *, num_known: int = 0) -> None:
         from vllm import PoolingParams
 
-        # Reading the cache is off by default for this task. vLLM's source lists the field as internal: the start-up
+        from minillm_ray.engines.partial_hits import LIMIT
+
+        # Reading the cache is off by default for this task. vLLM's source lists the fields as internal: the start-up
         # probe scores one sequence both ways.
-        parameters = PoolingParams(task="token_embed", use_activation=False, skip_reading_prefix_cache=not reuse)
+        parameters = PoolingParams(
+            task="token_embed",
+            use_activation=False,
+            skip_reading_prefix_cache=num_known == 0,
+            extra_kwargs={LIMIT: num_known},
+        )
         self._engine.add_request(request_id, {"prompt_token_ids": list(token_ids)}, parameters)
 
     def step(self) -> list[HiddenRows]:

@@ -28,7 +28,7 @@ class TransformersEngine(HiddenStateEngine):
     def block_tokens(self) -> int:
         return 1
 
-    def add(self, request_id: str, token_ids: Sequence[int], *, reuse: bool) -> None:
+    def add(self, request_id: str, token_ids: Sequence[int], *, num_known: int = 0) -> None:
         self._waiting[request_id] = list(token_ids)
 
     def step(self) -> list[HiddenRows]:

@@ -13,16 +13,12 @@ import numpy.typing as npt
 Logprobs = npt.NDArray[np.float32]
 
 
-def proposal_end(start: int, *, prompt_length: int, proposal_tokens: int, risky: npt.NDArray[np.bool_]) -> int:
+def proposal_end(start: int, *, proposal_tokens: int, risky: npt.NDArray[np.bool_]) -> int:
     """The slot at which a proposal from slot `start` ends: after the first risky one, at most `proposal_tokens` on.
 
-    risky: bool [limit], one for each slot of the response. The teacher is fed all tokens but the last. They end on a
-    multiple of `proposal_tokens` where no token is risky: where that is the block of its prefix cache, each later
-    proposal finds them there, and one after a correction recomputes one block.
+    risky: bool [limit], one for each slot of the response.
     """
-    num_fed = prompt_length + start - 1  # by the proposals so far
-    end = min(start + proposal_tokens - num_fed % proposal_tokens, len(risky))
-    return _after_the_first(risky[start:end], start)
+    return _after_the_first(risky[start : start + proposal_tokens], start)
 
 
 def handoff_end(start: int, *, teacher: npt.NDArray[np.bool_]) -> int:

@@ -24,16 +24,17 @@ from minillm_ray.mixture.risk import RiskyCoins
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """alpha: the teacher's share, 0 to 1. proposal_tokens: see `arithmetic.proposal_end`. stop_token_ids: end tokens.
+    """alpha: the teacher's share, 0 to 1. stop_token_ids: end tokens.
 
     scheme: "propose_verify", where the student's token may stand for the teacher's, or "handoff", where the teacher
-    draws each of its tokens itself.
+    draws each of its tokens itself. proposal_tokens: the most that one proposal holds, in the former; a few dozen bound
+    what is in vain until the first verdicts are there, and the teacher has something to read while the student draws.
     """
 
     alpha: float
     scheme: Literal["propose_verify", "handoff"]
-    proposal_tokens: int
     stop_token_ids: tuple[int, ...]
+    proposal_tokens: int = 32
 
 
 class Propose(Protocol):
@@ -116,10 +117,7 @@ async def sample(
             end = arithmetic.handoff_end(start, teacher=coins.teacher)
         else:
             end = arithmetic.proposal_end(
-                start,
-                prompt_length=len(prompt),
-                proposal_tokens=settings.proposal_tokens,
-                risky=risk.among(coins.teacher, coins.accept),
+                start, proposal_tokens=settings.proposal_tokens, risky=risk.among(coins.teacher, coins.accept)
             )
         drawn = await propose(
             prompt + response.token_ids,

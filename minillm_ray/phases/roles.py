@@ -12,7 +12,6 @@ from minillm_ray.config.run import RunConfig
 from minillm_ray.config.teacher import TeacherSection
 from minillm_ray.engines.environment import engine_environment, thread_environment
 from minillm_ray.engines.generation import EngineSettings
-from minillm_ray.engines.hidden_states import BLOCK_TOKENS
 from minillm_ray.engines.weight_transfer import BACKEND
 from minillm_ray.learner.actor import DistillationActor, SupervisedActor
 from minillm_ray.learner.client import RankClient, SupervisedGroup
@@ -63,7 +62,6 @@ def rollout_launcher(
         mixture = MixtureSettings(
             alpha=settings.alpha,
             scheme=section.mix_scheme,
-            proposal_tokens=BLOCK_TOKENS[parts.cluster.device],
             stop_token_ids=(parts.inputs.end_token_id,),
         )
     return _sampler_launcher(

@@ -130,26 +130,20 @@ class TeacherScorer:
 
         These are the slots 0 .. n - 1.
         """
-        if state.keep_common(token_ids) == len(token_ids) - state.prompt_length + 1:
+        num_known = state.keep_common(token_ids)
+        if num_known == len(token_ids):
             return await self._loop.command(lambda engine: then())
 
-        def take(rows: HiddenRows) -> Answer | Batched | None:
+        def take(rows: HiddenRows) -> Answer | Batched:
             self._count(state, rows)
-            if state.lacks(rows.first):
-                return None
             # vLLM widens a bfloat16 model's rows to float32: nothing is lost, and a session takes half the memory.
             state.extend(token_ids, rows.hidden.to(self._dtype), rows.first)
             return then()
 
         ids = token_ids.tolist()
-        answer = await self._loop.request_then(
-            lambda engine, name: engine.add(name, ids, reuse=reuse), take, together=together
+        return await self._loop.request_then(
+            lambda engine, name: engine.add(name, ids, num_known=num_known if reuse else 0), take, together=together
         )
-        if answer is None:
-            # Another response with the same tokens filled the cache, or the session began on a replica that is gone.
-            answer = await self._loop.request_then(lambda engine, name: engine.add(name, ids, reuse=False), take)
-        assert answer is not None
-        return answer
 
     def _count(self, state: Session, rows: HiddenRows) -> None:
         self._engine_tokens += len(rows.hidden)

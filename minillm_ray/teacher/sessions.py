@@ -30,16 +30,14 @@ class Session:
     requests: int = 0
 
     def keep_common(self, token_ids: TokenIds) -> int:
-        """Drop the rows that other tokens than `token_ids` led to. Returns how many slots are left."""
+        """Drop the rows that other tokens than `token_ids` led to. Returns the first position whose row is lacking.
+
+        Those before it are here, or are the prompt's, which nobody asks for.
+        """
         common = _num_common(self.token_ids, token_ids)
         num_slots = 0 if self.hidden is None else min(len(self.hidden), max(0, common - self.prompt_length + 1))
         self._cut(num_slots)
-        return num_slots
-
-    def lacks(self, first: int) -> bool:
-        """Whether rows that start at position `first` leave a gap after the slots that are here."""
-        num_slots = 0 if self.hidden is None else len(self.hidden)
-        return first > self.prompt_length - 1 + num_slots
+        return self.prompt_length - 1 + num_slots
 
     def extend(self, token_ids: TokenIds, hidden: Tensor, first: int) -> None:
         """Take the rows of the slots that are not here yet from `hidden`, whose first row is that of position `first`.

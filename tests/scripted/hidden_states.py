@@ -3,41 +3,40 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from minillm_ray.engines.hidden_states import HiddenRows, HiddenStateEngine
 
-BLOCK_TOKENS = 4
 HIDDEN_SIZE = 6
 
 
 @dataclass
 class ScriptedHiddenStateEngine(HiddenStateEngine):
-    """Answers all requests of a step at once. requests: (token ids, reuse) of every request ever added, in order."""
+    """Answers all requests of a step at once. requests: (token ids, num_known) of every one ever added, in order."""
 
-    requests: list[tuple[list[int], bool]] = field(default_factory=list)
+    requests: list[tuple[list[int], int]] = field(default_factory=list)
     cached: set[tuple[int, ...]] = field(default_factory=set)
-    """Whole blocks that were computed, each as the tokens up to its end."""
+    """Tokens that were computed, each as all tokens up to it."""
     aborted: list[str] = field(default_factory=list)
-    waiting: dict[str, tuple[list[int], bool]] = field(default_factory=dict)
+    waiting: dict[str, tuple[list[int], int]] = field(default_factory=dict)
 
     @property
     def block_tokens(self) -> int:
-        return BLOCK_TOKENS
+        return 4
 
-    def add(self, request_id: str, token_ids: Sequence[int], *, reuse: bool) -> None:
-        self.requests.append((list(token_ids), reuse))
+    def add(self, request_id: str, token_ids: Sequence[int], *, num_known: int = 0) -> None:
+        self.requests.append((list(token_ids), num_known))
         self.waiting[request_id] = self.requests[-1]
 
     def step(self) -> list[HiddenRows]:
         finished = []
-        for request_id, (ids, reuse) in self.waiting.items():
-            first = self._num_cached(ids) if reuse else 0
-            ends = range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS)
-            self.cached.update(tuple(ids[:end]) for end in ends)
+        for request_id, (ids, num_known) in self.waiting.items():
+            first = 0
+            while first < min(num_known, len(ids) - 1) and tuple(ids[: first + 1]) in self.cached:
+                first += 1
+            self.cached.update(tuple(ids[:end]) for end in range(1, len(ids) + 1))
             finished.append(HiddenRows(request_id, expected_rows(ids)[first:], first))
         self.waiting = {}
         return finished[::-1]
@@ -49,11 +48,6 @@ class ScriptedHiddenStateEngine(HiddenStateEngine):
         self.aborted += request_ids
         for request_id in request_ids:
             self.waiting.pop(request_id, None)
-
-    def _num_cached(self, ids: list[int]) -> int:
-        """Whole blocks from the beginning, and never the last token."""
-        ends = range(BLOCK_TOKENS, len(ids), BLOCK_TOKENS)
-        return BLOCK_TOKENS * sum(1 for _ in takewhile(lambda end: tuple(ids[:end]) in self.cached, ends))
 
 
 def expected_rows(token_ids: Sequence[int]) -> Tensor:

@@ -63,7 +63,7 @@ def test_rows_times_the_head_are_the_models_own_logits(architecture: str, folder
 def test_every_row_is_computed_also_where_a_cache_might_be_read(folder: Folder) -> None:
     """There is none."""
     one = engine(folder("llama"))
-    one.add("a", SEQUENCES[0], reuse=True)
+    one.add("a", SEQUENCES[0], num_known=3)
     (rows,) = one.step()
     assert (rows.request_id, rows.first, len(rows.hidden), one.block_tokens) == ("a", 0, 3, 1)
 
@@ -73,7 +73,7 @@ def test_a_batch_ends_where_its_padding_would_be_too_much(folder: Folder, monkey
     monkeypatch.setattr(transformers_hidden, "_STEP_TOKENS", 8)
     one = engine(folder("llama"))
     for number, token_ids in enumerate(SEQUENCES):
-        one.add(str(number), token_ids, reuse=False)
+        one.add(str(number), token_ids)
     steps = []
     while one.has_unfinished():
         steps.append([rows.request_id for rows in one.step()])
@@ -84,7 +84,7 @@ def test_an_aborted_request_is_never_computed(folder: Folder) -> None:
     """It is gone from the queue."""
     one = engine(folder("llama"))
     for number, token_ids in enumerate(SEQUENCES):
-        one.add(str(number), token_ids, reuse=False)
+        one.add(str(number), token_ids)
     one.abort(["1", "2", "of another engine"])
     assert [rows.request_id for rows in one.step()] == ["0", "3"]
 

@@ -222,12 +222,12 @@ class ForgetfulCache(HiddenStateEngine):
     def block_tokens(self) -> int:
         return 8
 
-    def add(self, request_id: str, token_ids: Any, *, reuse: bool) -> None:
+    def add(self, request_id: str, token_ids: Any, *, num_known: int = 0) -> None:
         ids = list(token_ids)
-        if reuse and len(ids) > 24:
+        if num_known and len(ids) > 24:
             self._reused.add(request_id)
             ids[:8] = ids[:8][::-1]
-        self._engine.add(request_id, ids, reuse=reuse)
+        self._engine.add(request_id, ids, num_known=num_known)
 
     def step(self) -> list[HiddenRows]:
         return [

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
-from scripted.hidden_states import BLOCK_TOKENS, HIDDEN_SIZE, ScriptedHiddenStateEngine, expected_rows
+from scripted.hidden_states import HIDDEN_SIZE, ScriptedHiddenStateEngine, expected_rows
 
 from minillm_ray.data.trajectory import HiddenPayload, Trajectory
 from minillm_ray.engines.heads import head_logits
@@ -185,22 +185,22 @@ def test_a_finished_response_that_was_verified_needs_no_second_pass() -> None:
     assert report == ScoreReport(8, payload.data.nbytes, bed.num_computed, 3)
 
 
-def test_a_proposal_that_ends_on_a_block_costs_one_pass_and_a_correction_one_block() -> None:
-    """Fed tokens end on the boundary: the next proposal computes its own tokens alone."""
+def test_of_a_proposal_only_what_is_new_is_computed_from_the_corrected_token_on() -> None:
+    """Wherever it ends, and wherever a token fell."""
     bed = Bed()
-    bed.extend("s", [1, 2, 3, 4, 5, 6])  # feeds 8 tokens, two blocks
+    bed.extend("s", [1, 2, 3, 4, 5, 6])  # feeds 8 tokens
     bed.extend("s", [1, 2, 3, 4, 5, 6, 1, 2, 3, 4], start=6)  # feeds 12
     assert bed.num_computed == 12
-    bed.extend("s", [1, 2, 3, 4, 5, 6, 1, 9, 3, 4], start=8)  # the token of slot 7 was corrected
-    assert bed.num_computed == 12 + BLOCK_TOKENS
+    bed.extend("s", [1, 2, 3, 4, 5, 6, 1, 9, 3, 4], start=8)  # the token of slot 7 was corrected: 9 and 3 are fed
+    assert bed.num_computed == 12 + 2
 
 
-def test_rows_that_lie_in_another_sessions_blocks_are_asked_for_again() -> None:
+def test_rows_that_another_session_computed_are_not_read_from_the_cache() -> None:
     """Two responses begin with the same tokens: the engine has their keys and values, and no hidden states."""
     bed = Bed()
     bed.extend("a", [1, 2, 3, 4, 5, 6, 7])
     verdict = bed.extend("b", [1, 2, 3, 4, 5, 6, 0])
-    assert [reuse for _, reuse in bed.engine.requests] == [True, True, False]
+    assert [num_known for _, num_known in bed.engine.requests] == [len(PROMPT) - 1] * 2
     np.testing.assert_allclose(
         verdict.teacher_logprob, of_tokens(expected_logprobs([1, 2, 3, 4, 5, 6, 0]), [1, 2, 3, 4, 5, 6, 0]), atol=1e-6
     )
@@ -232,7 +232,7 @@ def test_a_tail_that_was_never_verified_is_computed_at_the_end() -> None:
     before = bed.num_computed
     _, payload = bed.score([1, 2, 3, 4, 5, 6, 7, 8], "s")
     assert torch.equal(decode_hidden(payload), expected_hidden([1, 2, 3, 4, 5, 6, 7, 8]))
-    assert bed.num_computed == before + BLOCK_TOKENS - 2
+    assert bed.num_computed == before + 2
 
 
 def test_without_a_session_a_score_reads_no_cache() -> None:
@@ -240,7 +240,7 @@ def test_without_a_session_a_score_reads_no_cache() -> None:
     bed = Bed()
     first = bed.score([1, 2, 3, 4, 5, 6])
     second = bed.score([1, 2, 3, 4, 5, 6])
-    assert bed.engine.requests == [([*PROMPT, 1, 2, 3, 4, 5], False)] * 2
+    assert bed.engine.requests == [([*PROMPT, 1, 2, 3, 4, 5], 0)] * 2
     np.testing.assert_array_equal(first[1].data, second[1].data)
 
 

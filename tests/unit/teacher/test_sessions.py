@@ -40,7 +40,7 @@ def test_new_rows_may_begin_before_what_is_here_ends() -> None:
 def test_a_corrected_token_leaves_its_own_row_and_drops_the_later_ones() -> None:
     """The row that predicts a token does not depend on it."""
     session = session_with(1, 2, 3)
-    assert session.keep_common(ids(1, 5, 6)) == 2
+    assert session.keep_common(ids(1, 5, 6)) == len(PROMPT) - 1 + 2
     assert torch.equal(session.rows(0, 9), expected(1, 5)[:2])
 
 
@@ -48,14 +48,12 @@ def test_a_corrected_token_leaves_its_own_row_and_drops_the_later_ones() -> None
 def test_what_is_kept_never_reaches_beyond_the_common_beginning(tokens: list[int], num_slots: int) -> None:
     """The prompt alone has one slot; another prompt has none of this one's."""
     session = session_with(1, 2, 3)
-    assert session.keep_common(np.array(tokens, dtype=np.int32)) == num_slots
+    assert session.keep_common(np.array(tokens, dtype=np.int32)) == len(PROMPT) - 1 + num_slots
 
 
-def test_a_gap_is_what_begins_after_the_next_slot() -> None:
-    """Three slots are here, of positions 2, 3 and 4: rows may begin at 5 and not at 6."""
-    session = session_with(1, 2)
-    assert (session.lacks(5), session.lacks(6)) == (False, True)
-    assert (Session(3).lacks(2), Session(3).lacks(3)) == (False, True)
+def test_a_new_session_lacks_the_row_of_the_last_prompt_token_on() -> None:
+    """It is the first that predicts a token of the response."""
+    assert Session(3).keep_common(ids(1, 2)) == 2
 
 
 def test_a_session_keeps_no_view_of_the_engines_batch() -> None:
