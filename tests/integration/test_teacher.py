@@ -165,6 +165,24 @@ def test_rows_are_transformers_own_whatever_the_cache_holds(arguments: dict, set
     assert engine.block_tokens == BLOCK
 
 
+def test_a_model_whose_tokens_attend_to_a_window_reads_whole_blocks(settings: EngineSettings, tmp_path: Path) -> None:
+    """What a block is good for depends on those before it there; and none is read of rows that are asked for."""
+    sizes = {"hidden_size": 64, "layers": 2, "intermediate_size": 128, "max_position_embeddings": MAX_TOKENS}
+    words = tuple(f"<{k}>" for k in range(VOCABULARY))
+    save_tiny_folder(tmp_path / "model", architecture="mistral", words=words, **sizes)
+    windowed = replace(settings, model=str(tmp_path / "model"))
+    engine = PoolingEngine(windowed)
+    all_ids = [one.token_ids.tolist() for one in sequences(1, 2, 37, 180)]
+    expected = TransformersEngine(windowed).hidden_states(all_ids)
+    for num_known, first in ((0, 0), (216, 192), (100, 0)):
+        for number, ids in enumerate(all_ids):
+            engine.add(str(number), ids, num_known=num_known)
+        while engine.has_unfinished():
+            for rows in engine.step():
+                assert rows.first == first
+                assert largest_difference(rows.hidden, expected[int(rows.request_id)][rows.first :]) < ACROSS_LIBRARIES
+
+
 @pytest.mark.parametrize("arguments", [{"num_gpu_blocks_override": 200}, FEW_BLOCKS], ids=["roomy", "few blocks"])
 def test_a_sessions_hidden_states_are_those_of_one_pass(arguments: dict, spec: TeacherSpec) -> None:
     """Six at once to one prompt, with the same first tokens and corrections inside blocks; no second pass is made."""

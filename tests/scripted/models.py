@@ -19,7 +19,7 @@ WORDS = ("<eos>", "a", "b", "c", "say")
 
 
 def tiny(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
-    """A random causal model of transformers, without dropout: llama, gpt2, gemma2, granite, cohere or phi."""
+    """A random causal model of transformers, without dropout: llama, mistral, gpt2, gemma2, granite, cohere or phi."""
     import transformers
 
     sizes = {
@@ -33,6 +33,7 @@ def tiny(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
     names = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "llama": ("Llama", {}),
+        "mistral": ("Mistral", {"sliding_window": 40, "num_key_value_heads": 1}),
         "gpt2": ("GPT2", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
         "gemma2": ("Gemma2", {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}),
         "granite": ("Granite", {"logits_scaling": 4.0}),
@@ -54,11 +55,17 @@ def tiny(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
 
 
 def save_tiny_folder(
-    folder: Path, *, hidden_size: int = 16, layers: int = 1, words: tuple[str, ...] = WORDS, **changes: Any
+    folder: Path,
+    *,
+    architecture: str = "llama",
+    hidden_size: int = 16,
+    layers: int = 1,
+    words: tuple[str, ...] = WORDS,
+    **changes: Any,
 ) -> None:
-    """A whole Llama folder whose tokenizer knows `words`; the first of them ends a response."""
+    """A whole folder whose tokenizer knows `words`; the first of them ends a response."""
     sizes = {"vocab_size": len(words), "hidden_size": hidden_size, "num_hidden_layers": layers}
-    save_model_folder(tiny("llama", **(sizes | changes)), word_tokenizer(words), folder)
+    save_model_folder(tiny(architecture, **(sizes | changes)), word_tokenizer(words), folder)
 
 
 def word_tokenizer(words: tuple[str, ...] = WORDS) -> Any:
