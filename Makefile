@@ -40,6 +40,6 @@ test-fast: setup
 chaos: setup
 	$(BIN)/python -m pytest tests/chaos -m ""
 
-# Clusters and engines one after the other: each of their tests has the whole machine.
+# Clusters and engines wait for each other and for clocks: two files at a time.
 test: lint test-fast
-	$(BIN)/python -m pytest tests/integration tests/chaos
+	$(BIN)/python -m pytest tests/integration tests/chaos -n 2 --dist loadgroup

@@ -193,17 +193,15 @@ class LockStep:
         return time.perf_counter() - began
 
 
-def line(
-    case: str, scheme: str, costs: list[Cost], student_seconds: float, alpha: float, prompt_tokens: int
-) -> dict[str, Any]:
+def line(case: str, scheme: str, costs: list[Cost], student_seconds: float, alpha: float) -> dict[str, Any]:
     """What is printed of a vLLM scheme; counts are over all rounds."""
     counts = [count for cost in costs for count in cost.counts]
     reports = [report for cost in costs for report in cost.reports]
     sampled = sum(count.num_tokens for count in counts)
     best = min(cost.seconds for cost in costs)
     corrected = sum(count.num_corrections for count in counts) / sampled
-    # Every scheme reads the prompt once; what a scheme costs is counted without it.
-    teacher_tokens = (sum(r.engine_tokens for r in reports) - len(reports) * (prompt_tokens - 1)) / sampled
+    # Prompts count too, where the engine read them: sessions find those of earlier rounds in its cache.
+    teacher_tokens = sum(report.engine_tokens for report in reports) / sampled
     return {
         "case": case,
         "scheme": scheme,
@@ -240,7 +238,7 @@ def measure(case: str, pair: Pair, prompts: PromptSet, options: argparse.Namespa
                 costs[scheme].append(cost)
     student_seconds = min(cost.seconds for cost in costs["student"])
     for scheme in ("student", "propose_verify", "handoff"):
-        cost = line(case, scheme, costs[scheme], student_seconds, options.alpha, len(prompts.prompt(0)))
+        cost = line(case, scheme, costs[scheme], student_seconds, options.alpha)
         print(json.dumps(cost), flush=True)
     best = min(costs["lock_step"])
     fastest = min(cost.seconds for cost in costs["propose_verify"])

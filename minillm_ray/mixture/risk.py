@@ -6,9 +6,9 @@ import numpy.typing as npt
 _KEPT = 1023 / 1024
 """What a judged coin leaves of the weight of those before it: the share follows the student of the last rounds."""
 
-_ENDS_PER_FALL = 2.0
-"""Measured (benchmarks/results/mixture.md): with one early end per fall three tokens in ten are drawn in vain, with 1.5
-one or two, with 2 less than one, for a quarter more verdicts than with 1.5."""
+_ENDS_PER_FALL = 1.5
+"""With one early end per fall three tokens in ten are drawn in vain and a round takes longer; with 2 hardly any are, for
+a quarter more verdicts, and it is no shorter (benchmarks/results/mixture.md)."""
 
 
 class RiskyCoins:
@@ -16,7 +16,7 @@ class RiskyCoins:
 
     Where a coin says teacher, the student's token falls if the coin's uniform `accept` exceeds p(y) / q(y). That
     number is drawn before the token is, so the tokens behind a high one are likely to be in vain: a proposal ends there
-    and is judged. How high is high follows from the share of coins whose token fell so far: in the mean two coins are
+    and is judged. How high is high follows from the share of coins whose token fell so far: in the mean 1.5 coins are
     risky for each that falls.
     """
 
