@@ -7,8 +7,8 @@ _KEPT = 1023 / 1024
 """What a judged coin leaves of the weight of those before it: the share follows the student of the last rounds."""
 
 _ENDS_PER_FALL = 1.5
-"""With one early end per fall three tokens in ten are drawn in vain and a round takes longer; with 2 hardly any are, for
-a quarter more verdicts, and it is no shorter (benchmarks/results/mixture.md)."""
+"""With one early end per fall three tokens in ten are drawn in vain and a round takes longer; with 2 hardly any are,
+for a quarter more verdicts, and it is no shorter (benchmarks/results/mixture.md)."""
 
 
 class RiskyCoins:
