@@ -54,13 +54,6 @@ _ROWS = """\
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: tests of one file run in one process, and those of one cluster of several files too."""
-    for item in items:
-        of_cluster = isinstance(item, pytest.Function) and "cluster" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("cluster" if of_cluster else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of instruction data beside the checkout."""

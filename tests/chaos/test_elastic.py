@@ -54,5 +54,7 @@ def test_a_node_that_goes_takes_its_responses_along_and_the_next_one_is_used_whe
     run.on_turn = on_turn
     assert run.run()
     run.check()
-    assert sorted(fields["number"] for fields in run.told("rollout_ready")) == [0, 0, 1, 1]
+    numbers = [fields["number"] for fields in run.told("rollout_ready")]
+    assert sorted(numbers[:2]) == [0, 1]
+    assert numbers[2:], "both are begun again, and one may be too late to see the run's end"
     cluster.remove_node(nodes[2])
