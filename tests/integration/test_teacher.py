@@ -165,6 +165,21 @@ def test_rows_are_transformers_own_whatever_the_cache_holds(arguments: dict, set
     assert engine.block_tokens == BLOCK
 
 
+def test_of_a_request_that_was_aborted_only_what_was_computed_is_read(settings: EngineSettings) -> None:
+    """Of the third of its blocks that is a half."""
+    engine = PoolingEngine(replace(settings, arguments=FEW_BLOCKS | {"max_num_batched_tokens": 80}))
+    ids = sequences(5, 1, 37, 180)[0].token_ids.tolist()
+    engine.add("aborted", ids)
+    assert engine.step() == []
+    engine.abort(["aborted"])
+    engine.add("whole", ids, num_known=200)
+    while engine.has_unfinished():
+        for rows in engine.step():
+            assert rows.first == 80
+            (expected,) = TransformersEngine(settings).hidden_states([ids])
+            assert largest_difference(rows.hidden, expected[rows.first :]) < ACROSS_LIBRARIES
+
+
 def test_a_model_whose_tokens_attend_to_a_window_reads_whole_blocks(settings: EngineSettings, tmp_path: Path) -> None:
     """What a block is good for depends on those before it there; and none is read of rows that are asked for."""
     sizes = {"hidden_size": 64, "layers": 2, "intermediate_size": 128, "max_position_embeddings": MAX_TOKENS}
