@@ -36,12 +36,12 @@ class BlockContents:
 
     def best(self, before: Hashable, token_ids: Sequence[int]) -> tuple[int, int]:
         """The block that has the longest common beginning with `token_ids`, and its length; it is 0 if none has."""
-        wanted = tuple(token_ids)
-        found = 0, 0
+        best = 0, 0
         for block, held in self._known.get(before, {}).items():
-            if held[: found[1] + 1] == wanted[: found[1] + 1]:  # else it cannot be longer
-                found = max(found, (block, _num_common(held, wanted)), key=lambda one: one[1])
-        return found
+            length = _num_common(held, token_ids)
+            if length > best[1]:
+                best = block, length
+        return best
 
 
 def _num_common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,21 +1,22 @@
 """Blocks of keys and values, found by what lies in them: the longest common beginning, never what was overwritten."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm_ray.engines.block_contents import BlockContents
 
-TOKENS = st.lists(st.integers(0, 2), max_size=4)
+TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=4)
 
 
 def common(left: list[int], right: list[int]) -> int:
     return next((k for k, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
+@settings(max_examples=300)
 @given(
-    written=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", "y", None]), TOKENS), max_size=12),
+    written=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", None]), TOKENS), min_size=4, max_size=12),
     forgotten=st.sets(st.integers(0, 6)),
-    before=st.sampled_from(["x", "y", None]),
+    before=st.sampled_from(["x", None]),
     wanted=TOKENS,
 )
 def test_the_best_block_is_the_best_of_all_that_are_known(
