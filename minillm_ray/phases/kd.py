@@ -71,8 +71,6 @@ def run_kd(context: RunContext, phase: KdPhase, models: Models, *, name: str) ->
         ),
     }
     batches = [rows for of_epoch in epochs for rows in of_epoch]
-    checkpoints = EpochCheckpoints(context, name=name)
-    batches = [rows for of_epoch in epochs for rows in of_epoch]
     held_out = inputs.pairs(inputs.held_out)
     checkpoints = EpochCheckpoints(context, name=name)
     with assembled(context, launchers) as (crew, _):
