@@ -90,6 +90,7 @@ class ScriptedRun:
     teachers: int = 2
     every_steps: int = 2
     supervision: Supervision = field(default_factory=lambda: Supervision(60.0, 2.0, 60.0, 100))
+    call_seconds: float = 60.0
     cast: Cast = field(default_factory=Cast)
     launchers: dict[str, Launcher] = field(default_factory=dict)
     hurt: list[Any] = field(default_factory=list)
@@ -147,7 +148,7 @@ class ScriptedRun:
             sets["teacher"],
             sets["learner"],
             learner,
-            call_seconds=60,
+            call_seconds=self.call_seconds,
             requests=self.requests,
             note_activity=lambda crew: self.on_turn(self),
         )
