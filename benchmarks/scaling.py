@@ -90,7 +90,7 @@ def measure(cast: Cast, *, workers: int, rounds: int, slots: int, token_seconds:
             teachers=-(-workers // WORKERS_A_TEACHER),
             every_steps=1_000_000,
             supervision=Supervision(300.0, 60.0, 300.0, 0),
-            call_seconds=300.0,  # the first responses are drawn while dozens of actors still start
+            call_seconds=300.0,  # two cores may still start dozens of actors when the first are drawn
             on_step=watch,
             steps=deque(maxlen=STEPS_KEPT),
             cast=cast,
