@@ -222,7 +222,7 @@ def measure(case: str, pair: Pair, prompts: PromptSet, options: argparse.Namespa
     engines = Engines(pair, prompts, alpha=options.alpha, threads=options.threads, logs=logs)
     remote: Any = LockStep
     cores = os.cpu_count() or 1
-    lock_step = remote.options(num_cpus=0, runtime_env={"env_vars": thread_environment(cores)}).remote(
+    lock_step = remote.options(num_cpus=0, runtime_env={"env_vars": thread_environment(cores, alone=False)}).remote(
         pair, prompts, options.alpha, cores
     )
     schemes: dict[str, Callable[[int], Any]] = {

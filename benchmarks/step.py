@@ -12,11 +12,11 @@ A random Llama-like teacher of 17M parameters and a student of 5M over a vocabul
     trl_minillm        trl.experimental.minillm.MiniLLMTrainer of trl 1.14.2, the last release that ships it
     trl_distillation   trl.DistillationTrainer, beta 1: the exact divergence alone, no return of later tokens
 
-Rounds of all cases follow one another, each case in processes of its own. A step is the time from the end of one to the
-end of the next; the first is left out, with mode async the last too: nothing is drawn beside it. Processor time is that
-of all processes of a case, Ray's own among them, over the same steps: it says what a step costs also where others use
-the machine. Memory is the sum of their proportional set sizes at its highest. Everything is written below --scratch,
-the venv of TRL too.
+Rounds of all cases follow one another, each case in processes of its own, whose threads wait as each package has it.
+A step is the time from the end of one to the end of the next; the first is left out, with mode async the last too:
+nothing is drawn beside it. Processor time is that of all processes of a case, Ray's own among them, over the same
+steps: it says what a step costs also where others use the machine. Memory is the sum of their proportional set sizes at
+its highest. Everything is written below --scratch, the venv of TRL too.
 """
 
 import argparse
@@ -197,7 +197,6 @@ def run_marked(command: list[str], options: argparse.Namespace) -> str:
     """Run it to its end; what it printed. All its processes carry this script's mark in their environment."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
-        "OMP_WAIT_POLICY": "passive",
         "HF_HUB_OFFLINE": "1",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",

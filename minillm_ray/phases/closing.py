@@ -123,7 +123,12 @@ def measure_result(context: RunContext, models: Models, *, name: str) -> Closing
         "rollout": rollout_launcher(parts, model=models.student, prompts=prompts, settings=unmixed),
         "teacher": teacher_launcher(parts, model=models.teacher),
         "learner": learner_launcher(
-            parts, student=models.student, teacher=models.teacher, settings=unmixed, schedule=_NOT_TRAINED
+            parts,
+            student=models.student,
+            teacher=models.teacher,
+            settings=unmixed,
+            schedule=_NOT_TRAINED,
+            in_turn=True,
         ),
     }
     with assembled(context, launchers) as (crew, _):

@@ -68,6 +68,7 @@ def run_kd(context: RunContext, phase: KdPhase, models: Models, *, name: str) ->
             teacher=models.teacher,
             settings=settings,
             schedule=schedule(config, phase, num_steps=sum(map(len, epochs))),
+            in_turn=False,
         ),
     }
     batches = [rows for of_epoch in epochs for rows in of_epoch]

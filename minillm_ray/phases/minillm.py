@@ -59,6 +59,7 @@ def run_minillm(context: RunContext, phase: MiniLLMPhase, models: Models, *, nam
             teacher=models.teacher,
             settings=settings,
             schedule=schedule(config, phase, num_steps=phase.steps),
+            in_turn=config.pipeline.mode == "sync",
         ),
     }
     with assembled(context, launchers) as (crew, watch):

@@ -107,9 +107,15 @@ def teacher_launcher(parts: RunParts, *, model: str) -> ActorLauncher:
 
 
 def learner_launcher(
-    parts: RunParts, *, student: str, teacher: str, settings: ObjectiveSettings, schedule: LearningRateSchedule
+    parts: RunParts,
+    *,
+    student: str,
+    teacher: str,
+    settings: ObjectiveSettings,
+    schedule: LearningRateSchedule,
+    in_turn: bool,
 ) -> ActorLauncher:
-    """Learner ranks that hold the teacher's head beside the student."""
+    """Learner ranks that hold the teacher's head beside the student. in_turn: no other role works while they do."""
     config = parts.config
     spec = _training_spec(parts, model=student, schedule=schedule)
 
@@ -139,7 +145,8 @@ def learner_launcher(
         )
         return RankClient(handle)
 
-    return ActorLauncher(parts.cluster.plan["learner"], thread_environment(config.learner.cpus), create)
+    environment = thread_environment(config.learner.cpus, alone=in_turn)
+    return ActorLauncher(parts.cluster.plan["learner"], environment, create)
 
 
 @contextmanager
@@ -167,7 +174,8 @@ def supervised_group(
             as_actor(SupervisedActor).options(**options).remote(spec, rank, size, log_file, train, validation)
         )
 
-    launcher = ActorLauncher(parts.cluster.plan["learner"], thread_environment(config.learner.cpus), create)
+    environment = thread_environment(config.learner.cpus, alone=True)
+    launcher = ActorLauncher(parts.cluster.plan["learner"], environment, create)
     with launched(launcher, size, message=message) as clients:
         handles = [client.handle for client in clients]
         yield SupervisedGroup(handles, timeout_seconds=config.pipeline.call_timeout_seconds)

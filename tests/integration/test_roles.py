@@ -142,6 +142,7 @@ def launchers(parts: RunParts, inputs: Inputs) -> dict[str, Any]:
             teacher=inputs.teacher,
             settings=settings,
             schedule=schedule(parts.config, parts.config.phases[0], num_steps=PLAN.rounds + 1),
+            in_turn=True,
         ),
     }
 
