@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from minillm_ray.engines import shared_weights
 from minillm_ray.engines.engine_arguments import merge_arguments
 
 CPU_BLOCK_TOKENS = 32
@@ -42,6 +43,11 @@ class EngineSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     no_repeat_ngram: int | None = None
     weight_transfer: str | None = None
+
+    @property
+    def in_process(self) -> bool:
+        """The model runs in the engine's own process, and not in workers of its own on several devices."""
+        return self.tensor_parallel * self.pipeline_parallel == 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class GenerationEngine:
             "top_p": top_p,
         }
         self._engine = LLMEngine.from_engine_args(engine_arguments(settings, _sampling_role(settings, logits)))
+        self._in_process = settings.in_process
         self._no_repeat_ngram = settings.no_repeat_ngram
         self._stop_token_ids = list(stop_token_ids)
         self._number = next(_ENGINES_OF_THIS_PROCESS)
@@ -161,7 +168,11 @@ class GenerationEngine:
 
         Raises RuntimeError if the cache could not be reset: going on would mix two versions in one attention.
         """
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
+        if self._in_process:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
+        else:
+            with shared_weights.written(named_tensors) as file:
+                self._engine.collective_rpc(shared_weights.load, args=(str(file),))
         self._begin_version(version)
 
     def join_weight_group(self, init_info: dict[str, Any]) -> None:
@@ -209,7 +220,6 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     on_cpu = settings.device == "cpu"
-    in_process = settings.tensor_parallel * settings.pipeline_parallel == 1
     ours = {
         "model": settings.model,
         "dtype": settings.dtype,
@@ -217,7 +227,7 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
         "tensor_parallel_size": settings.tensor_parallel,
         "pipeline_parallel_size": settings.pipeline_parallel,
         "quantization": settings.quantization,
-        "distributed_executor_backend": "uni" if in_process else "mp",
+        "distributed_executor_backend": "uni" if settings.in_process else "mp",
         "enable_prefix_caching": True,
         "skip_tokenizer_init": True,
         "seed": settings.seed,
