@@ -1,4 +1,4 @@
-"""Engines whose model lies in two worker processes, half of each layer in either, as on two devices.
+"""Engines whose model lies in two worker processes, as on two devices: half of each layer in either, or of the layers.
 
 A file of its own: where such an engine ends, vLLM ends what other engines of the same process share.
 """
@@ -7,7 +7,9 @@ import asyncio
 import gc
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from minillm_ray.engines.environment import engine_environment
 from minillm_ray.engines.generation import EngineSettings, GenerationEngine
+from minillm_ray.engines.hidden_states import HiddenRows
+from minillm_ray.engines.pooling import PoolingEngine
+from minillm_ray.engines.transformers_hidden import reference
 from minillm_ray.teacher.judge import Sampling
 from minillm_ray.teacher.replica import TeacherFacts, TeacherReplica, TeacherSpec
 
@@ -74,6 +79,40 @@ def test_a_student_in_two_processes_takes_new_weights_while_it_draws(settings: E
     expected = np.concatenate([expected_logprobs(old, response)[:3], expected_logprobs(new, response)[3:]])
     np.testing.assert_allclose(sequence.logprob, expected, atol=1e-4)
     assert not list(Path("/dev/shm").glob("minillm-weights-*"))
+
+
+def make_room_for_the_first_stage(worker: Any) -> None:
+    """Where the second stage receives what the first has computed; vLLM makes that on GPUs alone."""
+    from vllm.distributed import get_pp_group
+
+    runner = worker.model_runner
+    if not get_pp_group().is_first_rank:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
+
+
+def test_a_teacher_in_two_stages_computes_what_transformers_does(settings: EngineSettings) -> None:
+    """Whole, and on from what its cache holds of another sequence, in the middle of a block."""
+    engine = PoolingEngine(replace(settings, tensor_parallel=1, pipeline_parallel=2))
+    engine._engine.collective_rpc(make_room_for_the_first_stage)
+    generator = np.random.default_rng(0)
+    first, second = (generator.integers(VOCABULARY, size=100).tolist() for _ in range(2))
+    second[:50] = first[:50]
+
+    def rows(token_ids: list[int], num_known: int) -> HiddenRows:
+        engine.add("0", token_ids, num_known=num_known)
+        finished = []
+        while engine.has_unfinished():
+            finished += engine.step()
+        [found] = finished
+        return found
+
+    for token_ids, num_known in ((first, 0), (second, 50)):
+        found = rows(token_ids, num_known)
+        assert found.first == num_known
+        expected = reference(settings.model, token_ids, dtype=torch.float32, vocabulary_size=VOCABULARY).hidden
+        torch.testing.assert_close(found.hidden, expected[num_known:], atol=5e-5, rtol=0.0)
 
 
 def test_a_teacher_in_two_processes_passes_the_probe(settings: EngineSettings) -> None:
