@@ -19,7 +19,8 @@ class TeacherSection(Section):
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that share each layer of one replica. Raise it until the weights and a batch of hidden states fit."""
     pipeline_parallel: int = Field(1, ge=1)
-    """Stages of layers, each on tensor_parallel GPUs. For models that do not fit into the GPUs of one node."""
+    """Stages of layers, each on tensor_parallel GPUs, all of one node. For a number of GPUs that does not divide the
+    model's attention heads, or with slow links between them."""
     quantization: str | None = None
     """vLLM's name of how the weights are quantised, as in fp8. Null: as the model's own folder says."""
     engine_arguments: dict[str, Any] = Field(default_factory=dict)
