@@ -49,14 +49,15 @@ class TeacherReplica(Replica, Protocol):
 class RolloutReplica(Replica, Protocol):
     """`respond` gives references to a small report and to the trajectory; with a teacher the response is mixed.
 
-    together: key, size and place of requests that enter the engine in one go. `abandon` aborts all that is under way.
+    together: key, size and place of requests that enter the engine in one go. `abandon` aborts what is drawn for these
+    sessions; what is asked for next may reach the replica before it does, and goes on.
     """
 
     def respond(
         self, task: Task, *, teacher: TeacherReplica | None, session: str, together: tuple[str, int, int] | None
     ) -> tuple[Reference, Reference]: ...
     def pull(self, publication: Publication) -> Reference: ...
-    def abandon(self) -> None: ...
+    def abandon(self, sessions: Sequence[str]) -> None: ...
 
 
 class Learner(Protocol):

@@ -110,13 +110,14 @@ class Responses:
     def abandon(self) -> None:
         """Forget all of them; the rollout replicas stop drawing."""
         self._reactor.forget([*self._drawing.values(), *self._scoring.values()])
+        for member in self._rollout.serving:
+            if sessions := [response.session for response in self._drawing if response.rollout is member]:
+                cast(RolloutReplica, member.client).abandon(sessions)
         for response in list(self._drawing):
             self._stop_drawing(response)
         for response in list(self._scoring):
             self._stop_scoring(response)
         self._unscored.clear()
-        for member in self._rollout.serving:
-            cast(RolloutReplica, member.client).abandon()
 
     def _drawn(self, response: Response, report: Any) -> None:
         self._stop_drawing(response, keep_session=True)

@@ -55,7 +55,8 @@ class RolloutActor:
     ) -> None:
         redirect_output(log_file)
         self._verdict_seconds = verdict_seconds
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
+        """What is being drawn, by its session."""
         self._loop: EngineLoop[SamplingEngine, GeneratedSequence] = EngineLoop(
             lambda: GenerationEngine(
                 engine,
@@ -93,11 +94,11 @@ class RolloutActor:
         task = asyncio.ensure_future(
             self._worker.respond(split, prompt_index, draw=draw, verify=verify, together=together)
         )
-        self._tasks.add(task)
+        self._tasks[task] = session
         try:
             trajectory, counts = await task
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
         return counts, trajectory
 
     async def pull(self, published: Published, *buffers: np.ndarray) -> int:
@@ -121,10 +122,11 @@ class RolloutActor:
         """Likewise: load what it sends now, between two steps."""
         await self._loop.command(lambda engine: engine.receive_weights(update_info, version))
 
-    async def abandon(self) -> None:
-        """Drop every response that is being drawn."""
-        for task in self._tasks:
-            task.cancel()
+    async def abandon(self, sessions: list[str]) -> None:
+        """Drop these responses. A later one may have come before this call, since calls wait side by side."""
+        for task, session in self._tasks.items():
+            if session in sessions:
+                task.cancel()
 
     def _verifier(self, teacher: Any, session: str) -> Verify:
         async def verify(proposal: Proposal) -> Verdict:

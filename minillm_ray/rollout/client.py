@@ -1,5 +1,6 @@
 """A rollout replica as the pipeline calls it: references in, references out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray import ObjectRef
@@ -33,6 +34,6 @@ class RolloutClient(ActorClient):
         """The version, once it is loaded. publication: manifest and buffers (pipeline.protocols.Publication)."""
         return self.handle.pull.remote(publication.manifest, *publication.buffers)
 
-    def abandon(self) -> None:
-        """Have it drop every response that it is drawing."""
-        self.handle.abandon.remote()
+    def abandon(self, sessions: Sequence[str]) -> None:
+        """Have it drop the responses of these sessions."""
+        self.handle.abandon.remote(list(sessions))

@@ -64,12 +64,12 @@ class ScriptedRollout:
     """Draws `tokens` tokens, each at the version that is loaded then; asks the teacher once in the middle."""
 
     def __init__(self, script: Script) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
         self._begin(script)
 
     async def reset(self, script: Script) -> None:
         """As if it were new."""
-        await self.abandon()
+        await self.abandon(list(self._tasks.values()))
         self._begin(script)
 
     def _begin(self, script: Script) -> None:
@@ -90,19 +90,20 @@ class ScriptedRollout:
     ) -> tuple[int, Trajectory]:
         assert self._version > 0, "a stale replica was asked for a response"
         task = asyncio.ensure_future(self._draw(prompt_index, draw, teacher, session))
-        self._tasks.add(task)
+        self._tasks[task] = session
         try:
             return self._script.tokens, await task
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
 
     async def pull(self, manifest: dict[str, Any], *buffers: bytes) -> int:
         self._version = manifest["version"]
         return self._version
 
-    async def abandon(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+    async def abandon(self, sessions: list[str]) -> None:
+        for task, session in self._tasks.items():
+            if session in sessions:
+                task.cancel()
 
     async def _draw(self, prompt_index: int, draw: int, teacher: Any, session: str) -> Trajectory:
         script = self._script

@@ -185,6 +185,7 @@ class VirtualRollout(VirtualActor):
         self.version = 0
         self.asked: list[tuple[Task, tuple[str, int, int] | None]] = []
         self._drawing: dict[Call, Task] = {}
+        self._sessions: dict[Call, str] = {}
 
     @property
     def drawing(self) -> list[Task]:
@@ -198,6 +199,7 @@ class VirtualRollout(VirtualActor):
         report, trajectory = Call(), Call()
         self._begin(report)
         self._drawing[report] = task
+        self._sessions[report] = session
         half = self._seconds(task) / 2
         versions: list[int] = []
 
@@ -235,10 +237,15 @@ class VirtualRollout(VirtualActor):
 
         return self.call(self._pull_seconds, work)
 
-    def abandon(self) -> None:
-        for report in self._drawing:
-            report.end(error=RuntimeError("cancelled"))
-        self._drawing.clear()
+    def abandon(self, sessions: Sequence[str]) -> None:
+        """It arrives late: after whatever is asked for next."""
+
+        def cancel() -> None:
+            for report in [report for report in self._drawing if self._sessions[report] in sessions]:
+                del self._drawing[report]
+                report.end(error=RuntimeError("cancelled"))
+
+        self.cluster.after(0.1, cancel)
 
 
 @dataclass

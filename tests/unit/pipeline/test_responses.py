@@ -219,7 +219,7 @@ def test_a_trajectory_that_is_there_is_only_scored() -> None:
 
 
 def test_nothing_is_heard_of_what_was_abandoned() -> None:
-    """Drawing stops, loads are back at zero, and new responses are drawn as ever."""
+    """Drawing stops, loads are back at zero, and new responses are drawn as ever, also one that is started at once."""
     bed = Bed()
     bed.start(MIXED)
     bed.start(number=1)
@@ -227,10 +227,15 @@ def test_nothing_is_heard_of_what_was_abandoned() -> None:
     bed.start(MIXED)
     bed.pass_time(1.0)
     bed.responses.abandon()
+    bed.pass_time(0.5)
     assert all(not member.client.drawing for member in bed.rollout.members)
     bed.pass_time(10.0)
     assert (bed.scored, bed.lost) == ([], [])
     assert bed.loads == [0, 0, 0, 0]
     bed.start()
+    bed.responses.abandon()
+    bed.start(number=1)
+    bed.start()
     bed.pass_time(10.0)
-    assert len(bed.scored) == 1
+    assert len(bed.scored) == 2 and bed.lost == []
+    assert all(member in bed.rollout.serving for member in bed.rollout.members)
