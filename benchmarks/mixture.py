@@ -222,7 +222,8 @@ def measure(case: str, pair: Pair, prompts: PromptSet, options: argparse.Namespa
     engines = Engines(pair, prompts, alpha=options.alpha, threads=options.threads, logs=logs)
     remote: Any = LockStep
     cores = os.cpu_count() or 1
-    lock_step = remote.options(num_cpus=0, runtime_env={"env_vars": thread_environment(cores, alone=False)}).remote(
+    environment = thread_environment(cores, in_turn=False)  # its threads wait as those of the engines do
+    lock_step = remote.options(num_cpus=0, runtime_env={"env_vars": environment}).remote(
         pair, prompts, options.alpha, cores
     )
     schemes: dict[str, Callable[[int], Any]] = {

@@ -3,8 +3,9 @@
     OMP_WAIT_POLICY=passive python benchmarks/objective.py --threads 2
     python benchmarks/objective.py --case qwen --device cuda --dtype bfloat16 --logits-memory-mb 2048
 
-OMP_WAIT_POLICY=passive is how the package starts its own processes: where other processes share the cores, threads that
-spin at a barrier cost the walk, which has many short passes, more than the products.
+OMP_WAIT_POLICY=passive is how the package starts a learner that shares the cores with other roles: there threads that
+spin at a barrier cost the walk, which has many short passes, more than the products. One that works in its turn, as in
+sync mode, is started without it.
 
 One JSON line a case. `fused` is `minillm_loss` and its backward, `dense` is `minillm_loss_dense` and its backward,
 `floor` is the four products of an exact gradient on whole matrices: h_s W_s.T, h_t W_t.T, g W_s and g.T h_s. They are

@@ -19,7 +19,7 @@ def engine_environment(*, device: str, threads: int, kv_cache_gib: float) -> dic
         return shared
     return (
         shared
-        | thread_environment(threads, alone=False)
+        | thread_environment(threads, in_turn=False)
         | {
             # vLLM's own binding takes a core away from each engine and pins all engines to the same ones.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -30,14 +30,14 @@ def engine_environment(*, device: str, threads: int, kv_cache_gib: float) -> dic
     )
 
 
-def thread_environment(threads: int, *, alone: bool) -> dict[str, str]:
+def thread_environment(threads: int, *, in_turn: bool) -> dict[str, str]:
     """Environment variables that give a CPU process `threads` threads, and memory that it keeps.
 
-    alone: no other process of the run works while this one does. Its threads then spin for some milliseconds before
+    in_turn: no other role of the run works while this one does. Its threads then spin for some milliseconds before
     they sleep, as OpenMP has it: to wake one takes a tenth of a millisecond at every operator. Where others want the
     cores, spinning threads that wait for each other are several times slower: there they sleep at once.
     """
-    waiting = {} if alone else {"OMP_WAIT_POLICY": "passive"}
+    waiting = {} if in_turn else {"OMP_WAIT_POLICY": "passive"}
     return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"} | waiting | _keeping_environment()
 
 

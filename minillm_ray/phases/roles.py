@@ -145,7 +145,7 @@ def learner_launcher(
         )
         return RankClient(handle)
 
-    environment = thread_environment(config.learner.cpus, alone=in_turn)
+    environment = thread_environment(config.learner.cpus, in_turn=in_turn)
     return ActorLauncher(parts.cluster.plan["learner"], environment, create)
 
 
@@ -174,7 +174,7 @@ def supervised_group(
             as_actor(SupervisedActor).options(**options).remote(spec, rank, size, log_file, train, validation)
         )
 
-    environment = thread_environment(config.learner.cpus, alone=True)
+    environment = thread_environment(config.learner.cpus, in_turn=True)
     launcher = ActorLauncher(parts.cluster.plan["learner"], environment, create)
     with launched(launcher, size, message=message) as clients:
         handles = [client.handle for client in clients]

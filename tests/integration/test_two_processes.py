@@ -17,6 +17,7 @@ import torch
 from scripted.models import VOCABULARY, save_tiny_folder
 from transformers import AutoModelForCausalLM
 
+from minillm_ray.engines import shared_weights
 from minillm_ray.engines.environment import engine_environment
 from minillm_ray.engines.generation import EngineSettings, GenerationEngine
 from minillm_ray.engines.hidden_states import HiddenRows
@@ -59,8 +60,11 @@ def expected_logprobs(model: AutoModelForCausalLM, response: list[int]) -> np.nd
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
 
 
-def test_a_student_in_two_processes_takes_new_weights_while_it_draws(settings: EngineSettings) -> None:
+def test_a_student_in_two_processes_takes_new_weights_while_it_draws(
+    settings: EngineSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each token's log-probability is that of the weights of its version, whichever process holds them."""
+    monkeypatch.setattr(shared_weights, "MEMORY", tmp_path)
     engine = GenerationEngine(settings, temperature=1.0, stop_token_ids=[])
     old, new = (AutoModelForCausalLM.from_pretrained(settings.model) for _ in range(2))
     with torch.no_grad():
@@ -78,7 +82,7 @@ def test_a_student_in_two_processes_takes_new_weights_while_it_draws(settings: E
     response = sequence.token_ids.tolist()
     expected = np.concatenate([expected_logprobs(old, response)[:3], expected_logprobs(new, response)[3:]])
     np.testing.assert_allclose(sequence.logprob, expected, atol=1e-4)
-    assert not list(Path("/dev/shm").glob("minillm-weights-*"))
+    assert not list(tmp_path.iterdir())
 
 
 def make_room_for_the_first_stage(worker: Any) -> None:

@@ -40,7 +40,7 @@ def _page_faults(environment: dict[str, str]) -> int:
 
 
 def test_large_tensors_made_again_and_again_take_no_new_pages() -> None:
-    kept = thread_environment(1, alone=False)
+    kept = thread_environment(1, in_turn=False)
     without = {name: value for name, value in kept.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}
     assert _page_faults(kept) < 1000
     assert _page_faults(without) > 100_000
@@ -62,11 +62,11 @@ def _spin_count(environment: dict[str, str]) -> int:
 
 
 def test_threads_wait_awake_only_where_nobody_else_wants_their_cores() -> None:
-    assert _spin_count(thread_environment(2, alone=False)) == 0
-    assert _spin_count(thread_environment(2, alone=True)) > 1000
+    assert _spin_count(thread_environment(2, in_turn=False)) == 0
+    assert _spin_count(thread_environment(2, in_turn=True)) > 1000
 
 
 def test_a_library_that_the_user_preloads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc.so")
-    assert "LD_PRELOAD" not in thread_environment(1, alone=False)
-    assert "MALLOC_CONF" not in thread_environment(1, alone=False)
+    assert "LD_PRELOAD" not in thread_environment(1, in_turn=False)
+    assert "MALLOC_CONF" not in thread_environment(1, in_turn=False)
