@@ -3,7 +3,8 @@
     request  --> [ inbox ] --> add ... step, step, step --> result
     command  --> [ inbox ] --> runs between two steps, alone
 
-The engine is built, stepped and commanded in this one thread, so that nothing in it needs a lock.
+The engine is built, stepped and commanded in this one thread, so that nothing in it needs a lock. The results of a step
+go back to their event loop in one go: each wake-up of its thread takes the interpreter from this one.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -68,14 +69,23 @@ class Batched:
 class _Request:
     add: Callable[[Any, str], None]
     then: Callable[[Any], Any]
-    result: "Future[Any]"
+    result: "asyncio.Future[Any]"
     together: Together | None
 
 
 @dataclass(frozen=True)
 class _Command:
     function: Callable[[Any], Any]
-    result: "Future[Any]"
+    result: "asyncio.Future[Any]"
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Of something that was asked: an answer, or an error."""
+
+    future: "asyncio.Future[Any]"
+    answer: Any = None
+    error: BaseException | None = None
 
 
 @dataclass
@@ -121,15 +131,15 @@ class EngineLoop(Generic[Engine, Output]):
 
         Where `then` returns a Batched, the answer is the one that this makes.
         """
-        result: Future[Answer] = Future()
+        result: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._put(_Request(add, then, result, together))
-        return await asyncio.wrap_future(result)
+        return await result
 
     async def command(self, function: Callable[[Engine], Answer | Batched]) -> Answer:
         """Run `function` between two steps and return what it returns, or what the Batched that it returns makes."""
-        result: Future[Answer] = Future()
+        result: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._put(_Command(function, result))
-        return await asyncio.wrap_future(result)
+        return await result
 
     @property
     def seconds_since_progress(self) -> float:
@@ -194,7 +204,7 @@ class EngineLoop(Generic[Engine, Output]):
         try:
             item.add(engine, request_id)
         except Exception as error:
-            _refuse(item.result, error)
+            _deliver([_Outcome(item.result, error=error)])
             return
         state.running[request_id] = item
 
@@ -217,8 +227,7 @@ class EngineLoop(Generic[Engine, Output]):
 
     @staticmethod
     def _fail(items: Sequence[_Request | _Command], error: BaseException) -> None:
-        for item in items:
-            _refuse(item.result, error)
+        _deliver([_Outcome(item.result, error=error) for item in items])
 
 
 def _place(request: _Request) -> int:
@@ -226,33 +235,49 @@ def _place(request: _Request) -> int:
     return request.together.place
 
 
-def _answer(asked: "Sequence[tuple[Future[Any], Callable[[Any], Any], Any]]") -> None:
+def _answer(asked: "Sequence[tuple[asyncio.Future[Any], Callable[[Any], Any], Any]]") -> None:
     """Each future gets its function of its argument. Nothing is done for one that nobody waits for any more."""
-    batches: dict[Callable[[list[Any]], list[Any]], list[tuple[Future[Any], Any]]] = {}
+    outcomes: list[_Outcome] = []
+    batches: dict[Callable[[list[Any]], list[Any]], list[tuple[asyncio.Future[Any], Any]]] = {}
     for future, function, argument in asked:
-        if not future.set_running_or_notify_cancel():
+        if future.cancelled():
             continue
         try:
             answer = function(argument)
         except Exception as error:
-            future.set_exception(error)
+            outcomes.append(_Outcome(future, error=error))
             continue
         if isinstance(answer, Batched):
             batches.setdefault(answer.make, []).append((future, answer.item))
         else:
-            future.set_result(answer)
+            outcomes.append(_Outcome(future, answer))
     for make, members in batches.items():
         futures, items = zip(*members, strict=True)
         try:
             answers = make(list(items))
         except Exception as error:
-            for future in futures:
-                future.set_exception(error)
+            outcomes += [_Outcome(future, error=error) for future in futures]
             continue
-        for future, answer in zip(futures, answers, strict=True):
-            future.set_result(answer)
+        outcomes += [_Outcome(future, answer) for future, answer in zip(futures, answers, strict=True)]
+    _deliver(outcomes)
 
 
-def _refuse(future: "Future[Any]", error: BaseException) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)
+def _deliver(outcomes: Sequence[_Outcome]) -> None:
+    """One call into each event loop that waits for some of them, from whatever thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome.future.get_loop(), []).append(outcome)
+    for loop, its_own in by_loop.items():
+        with suppress(RuntimeError):  # it was closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, its_own)
+
+
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    """In the thread of the event loop."""
+    for outcome in outcomes:
+        if outcome.future.done():  # cancelled since
+            continue
+        if outcome.error is None:
+            outcome.future.set_result(outcome.answer)
+        else:
+            outcome.future.set_exception(outcome.error)

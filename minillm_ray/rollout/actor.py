@@ -5,6 +5,7 @@ It is asynchronous: each response is a call of its own, so that it comes back wh
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from minillm_ray.data.sets import PromptSet
 from minillm_ray.data.trajectory import Trajectory
 from minillm_ray.engines.generation import EngineSettings, GeneratedSequence, GenerationEngine
 from minillm_ray.engines.loop import EngineLoop, Together
-from minillm_ray.mixture.exchange import Proposal, Verdict, Verify
+from minillm_ray.mixture.exchange import Proposal, Verdict
 from minillm_ray.mixture.sampler import MixtureSettings, SamplingCounts
 from minillm_ray.remote import Beat, PeerFailed, PeerUnavailable, describe
+from minillm_ray.rollout.verdicts import Verdicts
 from minillm_ray.rollout.worker import RolloutWorker, SamplingEngine
 from minillm_ray.telemetry.actor_logs import redirect_output
 from minillm_ray.weights.buffers import unpack
@@ -55,6 +57,7 @@ class RolloutActor:
     ) -> None:
         redirect_output(log_file)
         self._verdict_seconds = verdict_seconds
+        self._verdicts = Verdicts(self._extend)
         self._tasks: dict[asyncio.Task[Any], str] = {}
         """What is being drawn, by its session."""
         self._loop: EngineLoop[SamplingEngine, GeneratedSequence] = EngineLoop(
@@ -90,7 +93,7 @@ class RolloutActor:
 
         Raises PeerUnavailable where the teacher does not answer, PeerFailed where it answers with an exception.
         """
-        verify = None if teacher is None else self._verifier(teacher, session)
+        verify = None if teacher is None else partial(self._verdicts.ask, teacher, session)
         task = asyncio.ensure_future(
             self._worker.respond(split, prompt_index, draw=draw, verify=verify, together=together)
         )
@@ -128,13 +131,11 @@ class RolloutActor:
             if session in sessions:
                 task.cancel()
 
-    def _verifier(self, teacher: Any, session: str) -> Verify:
-        async def verify(proposal: Proposal) -> Verdict:
-            try:
-                return await asyncio.wait_for(teacher.extend.remote(session, proposal), self._verdict_seconds)
-            except RayTaskError as error:
-                raise PeerFailed(describe(error)) from None
-            except (RayError, TimeoutError) as error:
-                raise PeerUnavailable(f"the teacher of {session} gave no verdict: {error}") from None
-
-        return verify
+    async def _extend(self, teacher: Any, proposals: list[tuple[str, Proposal]]) -> list[Verdict]:
+        try:
+            return await asyncio.wait_for(teacher.extend.remote(proposals), self._verdict_seconds)
+        except RayTaskError as error:
+            raise PeerFailed(describe(error)) from None
+        except (RayError, TimeoutError) as error:
+            sessions = ", ".join(session for session, _ in proposals)
+            raise PeerUnavailable(f"the teacher of {sessions} gave no verdict: {error}") from None

@@ -1,5 +1,6 @@
 """The Ray actor of a teacher replica: builds a TeacherReplica and forwards to it."""
 
+import asyncio
 from pathlib import Path
 
 import ray
@@ -25,8 +26,9 @@ class TeacherActor:
         """Answers once the engine is loaded and probed."""
         return await self._replica.ready()
 
-    async def extend(self, session: str, proposal: Proposal) -> Verdict:
-        return await self._replica.extend(session, proposal)
+    async def extend(self, proposals: list[tuple[str, Proposal]]) -> list[Verdict]:
+        """A verdict on each, in order; a proposal comes with the name of its session."""
+        return await asyncio.gather(*(self._replica.extend(session, proposal) for session, proposal in proposals))
 
     @ray.method(num_returns=2)
     async def score(

@@ -317,11 +317,12 @@ def test_an_actor_serves_while_it_computes(spec: TeacherSpec, tmp_path: Path) ->
     assert facts.probe.compared_with == "transformers"
     (one,) = sequences(5, 1, 45, 60)
     whole = Proposal(one.token_ids, 45, 0, np.full(60, -np.inf, dtype=np.float32))
-    verdict = ray.get(actor.extend.remote("s", whole), timeout=60)
-    assert len(verdict.teacher_logprob) == 60
+    begun = Proposal(one.token_ids[: 45 + 7], 45, 0, np.full(7, -np.inf, dtype=np.float32))
+    verdicts = ray.get(actor.extend.remote([("s", whole), ("t", begun)]), timeout=60)
+    assert [len(verdict.teacher_logprob) for verdict in verdicts] == [60, 7]
     report, payload = actor.score.remote(ray.put(one), "s")
     assert ray.get(report, timeout=60).requests == 1
     assert ray.get(payload, timeout=60).data.shape == (60, 64)
-    ray.get(actor.forget.remote("s"), timeout=60)
+    ray.get([actor.forget.remote(session) for session in ("s", "t")], timeout=60)
     assert ray.get(actor.report.remote(), timeout=60).open_sessions == 0
     ray.kill(actor)

@@ -144,6 +144,43 @@ def test_a_request_that_the_engine_refuses_harms_nobody_else() -> None:
     run(scenario)
 
 
+def test_the_results_of_a_step_wake_their_event_loop_once() -> None:
+    """However many end in it."""
+
+    async def scenario(loop: Loop, engine: ScriptedEngine) -> None:
+        await loop.ready()
+        mine = asyncio.get_running_loop()
+        wake, calls = mine.call_soon_threadsafe, []
+
+        def counted(callback: Any, *arguments: Any, **options: Any) -> Any:
+            calls.append(callback)
+            return wake(callback, *arguments, **options)
+
+        mine.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        await asyncio.gather(*(request(loop, str(k), 2, Together("all", 20, k)) for k in range(20)))
+        assert len(calls) == 1
+
+    run(scenario)
+
+
+def test_an_event_loop_that_was_closed_harms_nobody_else() -> None:
+    """Its requests end in an engine that goes on for others."""
+    scripted = ScriptedEngine()
+    scripted.gate.clear()
+    loop: Loop = EngineLoop(lambda: scripted, name="test")
+    closed = asyncio.new_event_loop()
+    left_alone = closed.create_task(request(loop, "left alone", 2))
+    closed.run_until_complete(asyncio.sleep(0))
+    closed.close()
+
+    async def scenario() -> None:
+        scripted.gate.set()
+        assert (await asyncio.wait_for(request(loop, "other", 5), timeout=30)).name == "other"
+
+    asyncio.run(scenario())
+    assert not left_alone.done()
+
+
 def test_answers_that_are_made_together_are_those_of_one_step() -> None:
     """Two requests end in the first step, two in the second; what fails there fails for those that are in it alone."""
     made: list[list[str]] = []
