@@ -9,7 +9,8 @@ One JSON line a case and scheme. `student` samples from the student alone and sc
 one vLLM teacher); `lock_step` decodes both models side by side in transformers, batched and with key-value caches, one
 token at a time, as the official code does, and needs no scoring pass. All draw 32 responses of 128 tokens, without an
 end token, in turn, round after round, on one machine; seconds are the best of the rounds. An engine has one thread: its
-operators are too short to divide, and both work at the same time.
+operators are too short to divide, and both work at the same time. Lock step has all cores, and threads that spin before
+they sleep.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import ray
@@ -222,7 +222,7 @@ def measure(case: str, pair: Pair, prompts: PromptSet, options: argparse.Namespa
     engines = Engines(pair, prompts, alpha=options.alpha, threads=options.threads, logs=logs)
     remote: Any = LockStep
     cores = os.cpu_count() or 1
-    environment = thread_environment(cores, in_turn=False)  # its threads wait as those of the engines do
+    environment = thread_environment(cores, in_turn=True)
     lock_step = remote.options(num_cpus=0, runtime_env={"env_vars": environment}).remote(
         pair, prompts, options.alpha, cores
     )
