@@ -255,6 +255,30 @@ def test_a_cancelled_request_is_aborted_and_the_others_go_on() -> None:
     run(scenario)
 
 
+def test_a_request_that_is_cancelled_on_the_way_back_leaves_the_other_results_of_its_step() -> None:
+    """After the thread has looked, and before the event loop hears of the step."""
+
+    async def scenario(loop: Loop, engine: ScriptedEngine) -> None:
+        mine, cancelled = asyncio.get_running_loop(), threading.Event()
+
+        def then(output: Output) -> str:
+            if output.name == "doomed":
+                mine.call_soon_threadsafe(lambda: (doomed.cancel(), cancelled.set()))
+                assert cancelled.wait(timeout=30)
+            return output.name
+
+        def ask(name: str, place: int) -> Coroutine[Any, Any, str]:
+            return loop.request_then(
+                lambda engine, request_id: engine.add(request_id, name, 1), then, together=Together("all", 3, place)
+            )
+
+        doomed = asyncio.ensure_future(ask("doomed", 1))
+        assert await asyncio.gather(ask("before", 0), ask("after", 2)) == ["before", "after"]
+        assert doomed.cancelled()
+
+    run(scenario)
+
+
 def test_the_only_request_may_be_cancelled() -> None:
     """The engine is then not stepped without a request, and still answers."""
 
