@@ -2,7 +2,7 @@
 
     engine's step ends --> the responses that finished a proposal in it ask, one after another --> one call a teacher
 
-A call passes through a dozen threads of two processes, which want the cores that the engines work on.
+A call wakes several threads in each of the two processes, which want the cores that the engines work on.
 """
 
 import asyncio
