@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from scripted.actors import Script, ScriptedRank, ScriptedRollout, ScriptedTeach
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 SEED = 3
-
+_NOTICE_SECONDS = 60.0
 
 ACTORS = {"rollout": ScriptedRollout, "teacher": ScriptedTeacher, "learner": ScriptedRank}
 CLIENTS = {"rollout": RolloutClient, "teacher": TeacherClient, "learner": RankClient}
@@ -78,7 +79,7 @@ class ScriptedLauncher:
 class ScriptedRun:
     """folder: of the checkpoints. events: kind and fields, in order. steps: every optimizer step that was reported.
 
-    cast: where actors come from and go to. launchers: instead of that, by role. hurt: handles that a test has broken.
+    cast: where actors come from and go to. launchers: instead of that, by role. hurt: replicas that a test has broken.
     trained: the learner's final weights, once the run is over.
     """
 
@@ -93,7 +94,7 @@ class ScriptedRun:
     call_seconds: float = 60.0
     cast: Cast = field(default_factory=Cast)
     launchers: dict[str, Launcher] = field(default_factory=dict)
-    hurt: list[Any] = field(default_factory=list)
+    hurt: list[Member] = field(default_factory=list)
     requests: Callable[[], Mapping[str, int]] = dict
     on_turn: Callable[["ScriptedRun"], None] = lambda run: None
     on_step: Callable[[Step], None] = lambda step: None
@@ -107,12 +108,23 @@ class ScriptedRun:
         self._build()
         try:
             is_done = self.training.run()
+            self._notice_the_hurt()
             [self.trained] = self.crew.ask_learner(
                 lambda learner: [handle.trained.remote() for handle in learner._handles], "asking for the weights"
             )
             return is_done
         finally:
             self._dismiss()
+
+    def _notice_the_hurt(self) -> None:
+        """A run may be over before the cluster has told of the last death: turn on until it has."""
+        deadline = time.monotonic() + _NOTICE_SECONDS
+
+        def all_noticed() -> bool:
+            assert time.monotonic() < deadline, "a replica that was hurt is still taken for well"
+            return all(member not in self.members(member.role) for member in self.hurt)
+
+        self.crew.turn_until(all_noticed)
 
     def _dismiss(self) -> None:
         """Who is well waits for the next run; who is not ends."""
@@ -182,11 +194,7 @@ class ScriptedRun:
 
     def well(self, role: str) -> list[Member]:
         """Those that serve and that nobody has hurt."""
-        return [
-            member
-            for member in self.members(role)
-            if member.state is State.SERVING and member.client.handle not in self.hurt
-        ]
+        return [member for member in self.members(role) if member.state is State.SERVING and member not in self.hurt]
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [fields for other, fields in self.events if other == kind]
@@ -228,8 +236,7 @@ class ScriptedRun:
 
     def signal(self, member: Member, number: int) -> int:
         """Send a signal to the process of a scripted actor; its id."""
-        handle = member.client.handle
-        self.hurt.append(handle)
-        process = int(ray.get(handle.ready.remote(), timeout=60))
+        self.hurt.append(member)
+        process = int(ray.get(member.client.handle.ready.remote(), timeout=60))
         os.kill(process, number)
         return process
