@@ -5,7 +5,6 @@ block is found by what lies before it, and is good for as many tokens as it has 
 """
 
 from collections.abc import Hashable, Sequence
-from itertools import takewhile
 
 
 class BlockContents:
@@ -36,13 +35,19 @@ class BlockContents:
 
     def best(self, before: Hashable, token_ids: Sequence[int]) -> tuple[int, int]:
         """The block that has the longest common beginning with `token_ids`, and its length; it is 0 if none has."""
+        asked = tuple(token_ids)
         best = 0, 0
-        for block, held in self._known.get(before, {}).items():
-            length = _num_common(held, token_ids)
+        for block, held in reversed(self._known.get(before, {}).items()):  # what goes on goes on from the newest
+            length = _num_common(held, asked)
             if length > best[1]:
                 best = block, length
+            if length == len(asked):
+                break
         return best
 
 
-def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
+def _num_common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    length = min(len(left), len(right))
+    if left[:length] == right[:length]:
+        return length
+    return next(k for k in range(length) if left[k] != right[k])

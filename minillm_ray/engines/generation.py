@@ -130,8 +130,8 @@ class GenerationEngine:
         first_slot: of the response, where `token_ids` hold its beginning: slot t is drawn by number t of the seed.
         keep_rows: output offsets whose whole rows come back with the response; each holds V floats until then.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         parameters = SamplingParams(
             temperature=0.0,  # minillm_ray/engines/drawing.py draws, and leaves its token as the likeliest
@@ -140,6 +140,7 @@ class GenerationEngine:
             ignore_eos=True,  # the end tokens are those above, not what the model's folder says
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
             extra_args={
                 "record": self._record_key(request_id),
                 "seed": seed,
@@ -148,7 +149,7 @@ class GenerationEngine:
                 "no_repeat_ngram": self._no_repeat_ngram,
             },
         )
-        self._engine.add_request(request_id, {"prompt_token_ids": list(token_ids)}, parameters)
+        self._engine.add_request(request_id, tokens_input(list(token_ids)), parameters)
 
     def step(self) -> list[GeneratedSequence]:
         """One engine step: at most one token for each running request. Returns those that finished."""
@@ -246,6 +247,7 @@ def _sampling_role(settings: EngineSettings, logits: dict[str, Any]) -> dict[str
     role: dict[str, Any] = {
         "logits_processors": [BlockSeenNgrams, DrawTokens],  # in this order
         "additional_config": {SECTION: logits},
+        "scheduler_cls": "minillm_ray.engines.partial_hits.PartialHitScheduler",
         # A step that is under way when new weights are loaded would be recorded with the wrong version.
         "async_scheduling": False,
     }

@@ -4,13 +4,15 @@
     the next one of the session             a b c d    e f g         vLLM: 4 tokens from the cache; here: 6
 
 A correction falls anywhere in a block, and vLLM would compute the block again from its beginning. Models with
-state-space layers made it learn to copy a block of which a request shares the beginning only; that copy is used here.
+state-space layers made it learn to copy a block of which a request shares the beginning only; that copy is used here,
+unless nobody else can read the block: then the request goes on in it.
 """
 
 from typing import Any
 
 from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
@@ -18,7 +20,7 @@ from vllm.v1.request import Request
 from minillm_ray.engines.block_contents import BlockContents
 
 LIMIT = "cached_tokens"
-"""Of a pooling request's extra arguments: how many of its first tokens may be read from the cache."""
+"""Of a pooling request's extra arguments: how many of its first tokens may be read from the cache. Others: all."""
 
 
 class PartialHitScheduler(Scheduler):
@@ -45,6 +47,9 @@ class PartialHits(KVCacheManager):
         )
         self._block_tokens = group.block_size
         self._contents = BlockContents()
+        if self._can_split:
+            self._copy = group._apply_cow
+            group._apply_cow = self._go_on
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         """As vLLM's own: the blocks that are read from the cache and how many tokens of them."""
@@ -78,6 +83,15 @@ class PartialHits(KVCacheManager):
             self._contents.put(block.block_id, _before(request, number), held)
         self.block_pool.free_blocks(reversed(blocks[num_blocks:]))
         self.block_pool.unpin_blocks(reversed(blocks[:num_blocks]), lambda block: self._contents.forget(block.block_id))
+
+
+    def _go_on(self, request_id: str, number: int, held: KVCacheBlock, spare: KVCacheBlock) -> None:
+        """In place of copying `held`, block `number` of the request, to `spare`, where it may be written to."""
+        if not self.block_pool.is_block_writable(held):
+            self._copy(request_id, number, held, spare)
+            return
+        self._contents.forget(held.block_id)
+        self.block_pool.free_blocks([spare])
 
 
 def _limit(request: Request) -> int:

@@ -48,7 +48,8 @@ class PoolingEngine(HiddenStateEngine):
         return int(self._engine.vllm_config.cache_config.block_size)
 
     def add(self, request_id: str, token_ids: Sequence[int], *, num_known: int = 0) -> None:
-        from vllm import PoolingParams
+        from vllm.inputs import tokens_input
+        from vllm.pooling_params import PoolingParams
 
         from minillm_ray.engines.partial_hits import LIMIT
 
@@ -60,7 +61,7 @@ class PoolingEngine(HiddenStateEngine):
             skip_reading_prefix_cache=num_known == 0,
             extra_kwargs={LIMIT: num_known},
         )
-        self._engine.add_request(request_id, {"prompt_token_ids": list(token_ids)}, parameters)
+        self._engine.add_request(request_id, tokens_input(list(token_ids)), parameters)
 
     def step(self) -> list[HiddenRows]:
         return [_rows(output) for output in self._engine.step() if output.finished]

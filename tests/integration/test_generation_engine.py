@@ -143,6 +143,56 @@ def test_a_request_in_flight_goes_on_with_the_new_weights_and_keeps_what_the_old
     engine.load_weights(old.state_dict().items(), 0)
 
 
+def test_what_goes_on_from_an_ended_request_computes_its_new_token_alone(
+    engine: GenerationEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a corrected response does. It disturbs no other that goes on from the same tokens, at once or later."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    num_cached = watch_the_cache(engine, monkeypatch)
+    (prompt,) = prompts(1).values()
+    drawn = drain(engine, {0: prompt})[0].token_ids.tolist()
+    others = [token for token in range(1, 6) if token not in (drawn[-1], prompt[40])]
+    corrected = {number: [*prompt, *drawn[:-1], others[number % 3]] for number in (1, 2, 3, 4)}
+    sequences = drain(engine, {1: corrected[1]}) | drain(engine, {2: corrected[2]})
+    assert num_cached["1"] == num_cached["2"] == len(corrected[1]) - 1
+    corrected[5] = [*prompt[:40], others[-1]]
+    corrected[6] = [*corrected[2], *sequences[2].token_ids.tolist()[:-1], others[0]]
+    assert drain(engine, {3: corrected[3], 5: corrected[5]}, steps=1) == {}
+    sequences |= drain(engine, {4: corrected[4], 6: corrected[6]})
+    for number, sequence in sequences.items():
+        expected = expected_logprobs(model, corrected[number], sequence)
+        np.testing.assert_allclose(sequence.logprob, expected, atol=1e-4)
+
+
+def test_nothing_that_old_weights_computed_is_read_under_new_ones(
+    engine: GenerationEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither whole blocks nor the part of one."""
+    new = AutoModelForCausalLM.from_pretrained(folder)
+    old = new.state_dict()
+    num_cached = watch_the_cache(engine, monkeypatch)
+    (prompt,) = prompts(1).values()
+    drain(engine, {0: prompt})
+    engine.load_weights({name: tensor + 0.05 for name, tensor in old.items()}.items(), 7)
+    drain(engine, {1: prompt[:20], 2: prompt})
+    assert num_cached["1"] == num_cached["2"] == 0
+    engine.load_weights(old.items(), 0)
+
+
+def watch_the_cache(engine: GenerationEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """By request id, of those that end from now on: how many of its first tokens vLLM read from its cache."""
+    num_cached: dict[str, int] = {}
+    step = engine._engine.step
+
+    def watched() -> list:
+        outputs = step()
+        num_cached.update({output.request_id: output.num_cached_tokens for output in outputs if output.finished})
+        return outputs
+
+    monkeypatch.setattr(engine._engine, "step", watched)
+    return num_cached
+
+
 def test_rows_come_where_they_were_asked_for_and_are_then_forgotten(engine: GenerationEngine, folder: Path) -> None:
     """Whole rows without the padding, within 1e-5 of transformers; those of finished and aborted requests are gone."""
     model = AutoModelForCausalLM.from_pretrained(folder)
