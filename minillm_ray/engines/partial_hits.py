@@ -84,7 +84,6 @@ class PartialHits(KVCacheManager):
         self.block_pool.free_blocks(reversed(blocks[num_blocks:]))
         self.block_pool.unpin_blocks(reversed(blocks[:num_blocks]), lambda block: self._contents.forget(block.block_id))
 
-
     def _go_on(self, request_id: str, number: int, held: KVCacheBlock, spare: KVCacheBlock) -> None:
         """In place of copying `held`, block `number` of the request, to `spare`, where it may be written to."""
         if not self.block_pool.is_block_writable(held):
