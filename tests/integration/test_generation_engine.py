@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> GenerationEngine:
-    """In this process, as in an actor's."""
+def settings(folder: Path) -> EngineSettings:
+    """For this process, as for an actor's."""
     os.environ |= engine_environment(device="cpu", threads=1, kv_cache_gib=1.0) | {"VLLM_LOGGING_LEVEL": "ERROR"}
-    settings = EngineSettings(
+    return EngineSettings(
         model=str(folder),
         dtype="float32",
         max_model_tokens=128,
@@ -42,15 +43,30 @@ def engine(folder: Path) -> GenerationEngine:
         vocabulary_size=VOCABULARY,
         seed=0,
     )
+
+
+@pytest.fixture(scope="module")
+def engine(settings: EngineSettings) -> GenerationEngine:
     return GenerationEngine(settings, temperature=0.9, stop_token_ids=[0])
 
 
+@pytest.fixture(scope="module")
+def small_engine(settings: EngineSettings) -> GenerationEngine:
+    """Its cache holds three whole sequences. Lives on: an engine that ends takes what others of the process share."""
+    arguments = {"num_gpu_blocks_override": 14}
+    return GenerationEngine(replace(settings, arguments=arguments), temperature=0.9, stop_token_ids=[0])
+
+
 def drain(
-    engine: GenerationEngine, prompts: dict[int, list[int]], steps: int | None = None, keep_rows: Collection[int] = ()
+    engine: GenerationEngine,
+    prompts: dict[int, list[int]],
+    steps: int | None = None,
+    keep_rows: Collection[int] = (),
+    num_new_tokens: int = NUM_NEW_TOKENS,
 ) -> dict[int, GeneratedSequence]:
     """Sample a response to each prompt, seeded by its number; with `steps`, stop after so many engine steps."""
     for number, prompt in prompts.items():
-        engine.add(str(number), prompt, max_new_tokens=NUM_NEW_TOKENS, seed=1000 + number, keep_rows=keep_rows)
+        engine.add(str(number), prompt, max_new_tokens=num_new_tokens, seed=1000 + number, keep_rows=keep_rows)
     return finish(engine, steps)
 
 
@@ -177,6 +193,29 @@ def test_nothing_that_old_weights_computed_is_read_under_new_ones(
     drain(engine, {1: prompt[:20], 2: prompt})
     assert num_cached["1"] == num_cached["2"] == 0
     engine.load_weights(old.items(), 0)
+
+
+def test_responses_are_the_same_where_the_cache_is_too_small_for_all(
+    engine: GenerationEngine, small_engine: GenerationEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are put off and taken up again, and their blocks go to others. Others go on where they ended, with
+    the last token that was drawn, of which nothing is computed, or with another in its place."""
+    put_off = []
+    scheduler = small_engine._engine.engine_core.engine_core.scheduler
+    preempt = scheduler._preempt_request
+    monkeypatch.setattr(
+        scheduler, "_preempt_request", lambda *given, **named: put_off.append(given) or preempt(*given, **named)
+    )
+    asked = prompts(12, length=30)
+    for _ in range(3):
+        expected, found = (drain(one, asked, num_new_tokens=30) for one in (engine, small_engine))
+        assert sorted(found) == sorted(asked)
+        for number, sequence in found.items():
+            assert sequence.token_ids.tolist() == expected[number].token_ids.tolist()
+            np.testing.assert_allclose(sequence.logprob, expected[number].logprob, atol=1e-4)
+        drawn = {number: sequence.token_ids.tolist() for number, sequence in found.items()}
+        asked = {number: [*asked[number], *(ids if number % 2 else ids[:-1]), 7] for number, ids in drawn.items()}
+    assert put_off
 
 
 def watch_the_cache(engine: GenerationEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
