@@ -140,7 +140,7 @@ class GenerationEngine:
             ignore_eos=True,  # the end tokens are those above, not what the model's folder says
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
+            skip_clone=True,  # nobody else has them
             extra_args={
                 "record": self._record_key(request_id),
                 "seed": seed,
@@ -230,6 +230,7 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
         "quantization": settings.quantization,
         "distributed_executor_backend": "uni" if settings.in_process else "mp",
         "enable_prefix_caching": True,
+        "scheduler_cls": "minillm_ray.engines.partial_hits.PartialHitScheduler",
         "skip_tokenizer_init": True,
         "seed": settings.seed,
         "disable_log_stats": True,
@@ -247,7 +248,6 @@ def _sampling_role(settings: EngineSettings, logits: dict[str, Any]) -> dict[str
     role: dict[str, Any] = {
         "logits_processors": [BlockSeenNgrams, DrawTokens],  # in this order
         "additional_config": {SECTION: logits},
-        "scheduler_cls": "minillm_ray.engines.partial_hits.PartialHitScheduler",
         # A step that is under way when new weights are loaded would be recorded with the wrong version.
         "async_scheduling": False,
     }

@@ -12,7 +12,6 @@ _POOLING = {
     "runner": "pooling",
     "convert": "embed",
     "pooler_config": {"task": "token_embed", "use_activation": False},
-    "scheduler_cls": "minillm_ray.engines.partial_hits.PartialHitScheduler",
     "async_scheduling": False,
 }
 _REFUSALS = (ValueError, NotImplementedError, TypeError, KeyError, AttributeError)
