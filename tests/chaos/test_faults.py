@@ -55,7 +55,7 @@ def test_a_run_survives_any_process_at_any_moment(
     run.check()
     assert fault.replica is not None
     reasons = [fields["reason"] for fields in run.told(f"{role}_lost") if fields["number"] == fault.replica]
-    # ActorDiedError, ActorUnavailableError; where the cluster is slow to tell of a death, the heartbeat misses it first.
+    # Of Ray's errors for actors; where the cluster is slow to tell of a death, the heartbeat misses it first.
     signs = ("hung",) if signal_name == "SIGSTOP" else ("Actor", "hung")
     assert [reason for reason in reasons if any(sign in reason for sign in signs)], reasons
     assert len(run.told("learner_lost")) == len(run.told("went_back"))
