@@ -3,9 +3,13 @@
 A vLLM engine lives in the actor's own process, so that the step loop, the weights and the callbacks are ours.
 """
 
+import ctypes
 import os
 from importlib.util import find_spec
 from pathlib import Path
+
+# Kept for ever, tensors of many sizes fill the memory; jemalloc's own rule for large ones keeps them not at all.
+_KEEPING_RULES = "oversize_threshold:0,dirty_decay_ms:5000,muzzy_decay_ms:0,background_thread:true"
 
 
 def engine_environment(*, device: str, threads: int, kv_cache_gib: float) -> dict[str, str]:
@@ -54,6 +58,16 @@ def _keeping_environment() -> dict[str, str]:
     library = Path(ray.origin).parent / "core" / "libjemalloc.so"
     if not library.is_file():
         return {}
-    # Kept for ever, tensors of many sizes fill the memory; jemalloc's own rule for large ones keeps them not at all.
-    rules = "oversize_threshold:0,dirty_decay_ms:5000,muzzy_decay_ms:0,background_thread:true"
-    return {"LD_PRELOAD": str(library), "MALLOC_CONF": rules}
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": _KEEPING_RULES}
+
+
+def keep_freed_memory() -> None:
+    """Hold this process's first thread to the rules of its environment; nothing where it was given none.
+
+    jemalloc 5.3.0 keeps its own threshold for large blocks, 8 MiB, in the arena that it has before it reads its rules:
+    that of the first thread, and of others where there are many.
+    """
+    mallctl = getattr(ctypes.CDLL(None), "mallctl", None)
+    if mallctl is not None and os.environ.get("MALLOC_CONF") == _KEEPING_RULES:
+        size = ctypes.c_size_t(2**62)
+        mallctl(b"arena.0.oversize_threshold", None, None, ctypes.byref(size), ctypes.c_size_t(ctypes.sizeof(size)))

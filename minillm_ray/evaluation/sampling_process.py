@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from minillm_ray.config.errors import RunError
+from minillm_ray.engines.environment import keep_freed_memory
 from minillm_ray.engines.generation import EngineSettings
 from minillm_ray.evaluation.responses import Response, TokenIds, sample_responses
 from minillm_ray.telemetry.console import RunConsole, StepNumbers
@@ -66,6 +67,7 @@ def sample_apart(job: SamplingJob) -> list[list[Response]]:
 def _sample_and_send(job: SamplingJob, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     from minillm_ray.engines.generation import GenerationEngine
 
     warnings.simplefilter("ignore", FutureWarning)  # vLLM's, about torch

@@ -10,7 +10,8 @@ import pytest
 from minillm_ray.engines.environment import thread_environment
 
 _FAULTS_OF_TENSORS_MADE_AGAIN = """
-import resource, threading, torch
+import resource, sys, threading, torch
+from minillm_ray.engines.environment import keep_freed_memory
 
 def faults(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,15 +23,19 @@ def measure():
     faults(1)
     print(faults(8))
 
-thread = threading.Thread(target=measure)  # an engine's loop and autograd have threads of their own
-thread.start()
-thread.join()
+keep_freed_memory()
+if sys.argv[1] == "first":
+    measure()
+else:
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
 """
 
 
-def _page_faults(environment: dict[str, str]) -> int:
+def _page_faults(environment: dict[str, str], thread: str) -> int:
     ran = subprocess.run(
-        [sys.executable, "-c", _FAULTS_OF_TENSORS_MADE_AGAIN],
+        [sys.executable, "-c", _FAULTS_OF_TENSORS_MADE_AGAIN, thread],
         env=dict(os.environ) | environment,
         capture_output=True,
         text=True,
@@ -39,11 +44,13 @@ def _page_faults(environment: dict[str, str]) -> int:
     return int(ran.stdout)
 
 
-def test_large_tensors_made_again_and_again_take_no_new_pages() -> None:
+@pytest.mark.parametrize("thread", ["first", "another"])
+def test_large_tensors_made_again_and_again_take_no_new_pages(thread: str) -> None:
+    """In the first thread, where evaluation samples, and in another, as those of an engine's loop and of autograd."""
     kept = thread_environment(1, in_turn=False)
     without = {name: value for name, value in kept.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}
-    assert _page_faults(kept) < 1000
-    assert _page_faults(without) > 100_000
+    assert _page_faults(kept, thread) < 1000
+    assert _page_faults(without, thread) > 100_000
 
 
 def _spin_count(environment: dict[str, str]) -> int:
