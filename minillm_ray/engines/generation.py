@@ -236,7 +236,11 @@ def engine_arguments(settings: EngineSettings, role: dict[str, Any]) -> Any:
         "disable_log_stats": True,
         **role,
     }
-    defaults = {"enforce_eager": on_cpu, "block_size": CPU_BLOCK_TOKENS if on_cpu else None}
+    defaults: dict[str, Any] = {"enforce_eager": on_cpu, "block_size": CPU_BLOCK_TOKENS if on_cpu else None}
+    if on_cpu and settings.in_process:
+        from minillm_ray.engines.cpu_normalization import OPERATORS, PROVIDER
+
+        defaults["ir_op_priority"] = {operator: [PROVIDER] for operator in OPERATORS}
     known = frozenset(argument.name for argument in fields(EngineArgs))
     return EngineArgs(**merge_arguments(ours, defaults, settings.arguments, known))
 

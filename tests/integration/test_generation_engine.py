@@ -254,3 +254,26 @@ def test_rows_come_where_they_were_asked_for_and_are_then_forgotten(engine: Gene
     from minillm_ray.engines.drawing import _RECORDS
 
     assert len(sequences) == 8 and not _RECORDS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalisation_in_c_is_the_one_of_pytorch_and_is_chosen(engine: GenerationEngine, dtype: torch.dtype) -> None:
+    """Also where the kernels cannot be had: rows with gaps between them, or no weight."""
+    from vllm import ir
+
+    from minillm_ray.engines.cpu_normalization import OPERATORS, PROVIDER
+
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(6, 2, 128, generator=generator).to(dtype) for _ in range(2))
+    weight = torch.randn(128, generator=generator).to(dtype)
+    expected = {operator: getattr(ir.ops, operator).impls["native"].impl_fn for operator in OPERATORS}
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for operator in OPERATORS:
+        assert getattr(ir.ops, operator).get_priority()[0] == PROVIDER
+    for rows, scale in ((x, weight), (x[:, 0, :64], weight[:64]), (x, None)):
+        torch.testing.assert_close(
+            ir.ops.rms_norm(rows, scale, 1e-5), expected["rms_norm"](rows, scale, 1e-5), **tolerance
+        )
+        others = residual[:, 0, :64] if rows.dim() == 2 else residual
+        made = ir.ops.fused_add_rms_norm(rows, others, scale, 1e-5)
+        torch.testing.assert_close(made, expected["fused_add_rms_norm"](rows, others, scale, 1e-5), **tolerance)
