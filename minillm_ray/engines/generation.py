@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minillm_ray.engines import shared_weights
 from minillm_ray.engines.engine_arguments import merge_arguments
+from minillm_ray.engines.vllm_import import llm_engine_class
 
 CPU_BLOCK_TOKENS = 32
 """In a block of vLLM's prefix cache where there is no GPU, unless the user sets another: the fewest that it takes."""
@@ -100,15 +101,14 @@ class GenerationEngine:
         top_k: int | None = None,
         top_p: float = 1.0,
     ) -> None:
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         logits = {
             "vocabulary_size": settings.vocabulary_size,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
         }
-        self._engine = LLMEngine.from_engine_args(engine_arguments(settings, _sampling_role(settings, logits)))
+        engine_class = llm_engine_class()
+        self._engine = engine_class.from_engine_args(engine_arguments(settings, _sampling_role(settings, logits)))
         self._in_process = settings.in_process
         self._no_repeat_ngram = settings.no_repeat_ngram
         self._stop_token_ids = list(stop_token_ids)

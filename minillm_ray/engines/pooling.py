@@ -7,6 +7,7 @@ from typing import Any
 from minillm_ray.config.errors import InputError
 from minillm_ray.engines.generation import EngineSettings, engine_arguments
 from minillm_ray.engines.hidden_states import HiddenRows, HiddenStateEngine
+from minillm_ray.engines.vllm_import import llm_engine_class
 
 _POOLING = {
     "runner": "pooling",
@@ -31,11 +32,10 @@ class PoolingEngine(HiddenStateEngine):
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        from vllm.v1.engine.llm_engine import LLMEngine
-
+        engine_class = llm_engine_class()
         arguments = engine_arguments(settings, _POOLING)
         try:
-            self._engine = LLMEngine.from_engine_args(arguments)
+            self._engine = engine_class.from_engine_args(arguments)
         except _REFUSALS as error:
             raise InputError(
                 f"{settings.model}: vLLM's pooling engine refuses this model: {_one_line(error)}. If this cannot be "
