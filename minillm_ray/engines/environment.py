@@ -18,6 +18,8 @@ def engine_environment(*, device: str, threads: int, kv_cache_gib: float) -> dic
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_NO_USAGE_STATS": "1",
+        # The second, vLLM's choice where Triton works, as on GPUs, refuses logits processors of the first: ours draw.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
     }
     if device == "gpu":
         return shared

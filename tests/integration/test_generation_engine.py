@@ -277,3 +277,19 @@ def test_normalisation_in_c_is_the_one_of_pytorch_and_is_chosen(engine: Generati
         others = residual[:, 0, :64] if rows.dim() == 2 else residual
         made = ir.ops.fused_add_rms_norm(rows, others, scale, 1e-5)
         torch.testing.assert_close(made, expected["fused_add_rms_norm"](rows, others, scale, 1e-5), **tolerance)
+
+
+def test_vllms_second_model_runner_stays_out_where_it_would_be_chosen(
+    engine: GenerationEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses the logits processors that draw. vLLM chooses it wherever Triton works, as on every GPU."""
+    from vllm import envs
+
+    config = engine._engine.vllm_config
+    envs.disable_envs_cache()
+    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    assert config.use_v2_model_runner
+    for name, value in engine_environment(device="gpu", threads=1, kv_cache_gib=1.0).items():
+        monkeypatch.setenv(name, value)
+    assert not config.use_v2_model_runner
