@@ -1,4 +1,4 @@
-"""The environment variables of a role's process, set before torch or vllm is first imported there.
+"""The environment variables of a role's process, set before torch or vllm is first imported there, and what they miss.
 
 A vLLM engine lives in the actor's own process, so that the step loop, the weights and the callbacks are ours.
 """
