@@ -284,7 +284,12 @@ def test_vllms_second_model_runner_stays_out_where_it_would_be_chosen(
 ) -> None:
     """It refuses the logits processors that draw. vLLM chooses it wherever Triton works, as on every GPU."""
     from vllm import envs
+    from vllm.v1.worker.gpu.sample.logits_processor.loader import build_custom_logits_processors_params_validator
 
+    from minillm_ray.engines.drawing import DrawTokens
+
+    with pytest.raises(ValueError, match="DrawTokens is not a subclass"):
+        build_custom_logits_processors_params_validator([DrawTokens])
     config = engine._engine.vllm_config
     envs.disable_envs_cache()
     monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
