@@ -108,10 +108,11 @@ def run_ours(
     """`minillm-ray train`; the closing measurements are outside the timed steps.
 
     Roles that work in turn have all threads each; a mixed response is drawn by both engines at once, which share them.
-    The student's engine has one in any case: operators of its steps are too short to divide.
+    The student's engine has options.sampler_threads where it works in its turn, and else one.
     """
     threads = options.threads
     engine_threads = max(1, threads // 2) if alpha else threads
+    sampler_threads = options.sampler_threads if mode == "sync" and not alpha else 1
     config = {
         "run_dir": str(scratch / "runs" / run),
         "phases": [
@@ -132,7 +133,7 @@ def run_ours(
             "template": "bare",
             "max_prompt_tokens": PROMPT_TOKENS,
         },
-        "rollout": {"max_response_tokens": RESPONSE_TOKENS, "cpus": 1},
+        "rollout": {"max_response_tokens": RESPONSE_TOKENS, "cpus": sampler_threads},
         "objective": {"alpha": alpha},
         "pipeline": {"mode": mode},
         "learner": {
@@ -274,6 +275,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of a run, the first uncounted")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each case, in turn")
     parser.add_argument("--threads", type=int, default=2, help="threads of each of our roles, and of TRL's process")
+    parser.add_argument(
+        "--sampler-threads",
+        type=int,
+        default=1,
+        help="of the student's engine in sync mode without mixing; its operators are short: not all processors gain",
+    )
     parser.add_argument("--trl-micro-batch", type=int, default=8, help="sequences in one of TRL's passes")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/minillm-step-benchmark"))
     options = parser.parse_args()
