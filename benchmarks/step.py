@@ -162,6 +162,7 @@ def run_ours(
         "ended": [row["time"] for row in rows],
         "response_tokens": [row["rollout/response_tokens/mean"] for row in rows],
         "parts": {part: [row[name] for row in rows] for part, name in parts.items()},
+        "sampler_threads": sampler_threads,
     }
 
 
@@ -321,6 +322,7 @@ def main() -> None:
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             }
             if parts := result.get("parts"):
+                line["sampler_threads"] = result["sampler_threads"]
                 line["parts_median_seconds"] = {part: round(statistics.median(v[1:]), 3) for part, v in parts.items()}
             print(json.dumps(line), flush=True)
 
