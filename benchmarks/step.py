@@ -1,7 +1,7 @@
 """Seconds and memory of one MiniLLM step, whole, against two of TRL's trainers on the same models and prompts.
 
     python benchmarks/step.py --steps 6 --rounds 3
-    python benchmarks/step.py --case minillm_ray --case trl_minillm
+    python benchmarks/step.py --sampler-threads 2 --case minillm_ray --case trl_minillm
 
 A random Llama-like teacher of 17M parameters and a student of 5M over a vocabulary of 32,000; each step 32 prompts of
 32 tokens, 128 new tokens (the end token has its chance of 1 in 32,000, for all alike), AdamW, float32, two threads.
